@@ -1,0 +1,1 @@
+"""Everything that touches tensors: reading checkpoints and data, the objective, its curvature."""

@@ -1,0 +1,29 @@
+"""What can go wrong in a way that the user can mend.
+
+Every message names what is wrong, the value found and what to do, in one or two sentences that are fit for the
+browser. Mistakes of our own are `ValueError`s.
+"""
+
+
+class ProbeError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class CheckpointError(ProbeError):
+    """A file is no checkpoint that can be read safely."""
+
+
+class ModelError(ProbeError):
+    """The architecture is unknown, unreadable, or does not fit the tensors."""
+
+
+class DataError(ProbeError):
+    """The examples cannot be read, or do not fit the model or the loss."""
+
+
+class ObjectiveError(ProbeError):
+    """Model, loss and data together give no usable number (not finite, wrong shapes, out of memory)."""
+
+
+class CurvatureError(ProbeError):
+    """Second derivatives are missing, wrong, or not finite."""
