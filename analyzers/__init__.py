@@ -20,7 +20,8 @@ def catalogue() -> Mapping[str, type[Analyzer]]:
 
 def _only_analyzer(name: str) -> type[Analyzer]:
     module = importlib.import_module(f"{__name__}.{name}")
-    found = [each for each in vars(module).values() if _is_analyzer_of(each, module.__name__)]
+    values = vars(module).values()
+    found: list[type[Analyzer]] = [each for each in values if _is_analyzer_of(each, module.__name__)]
     if len(found) != 1:
         raise ValueError(f"analyzers/{name}.py must define one Analyzer, found {len(found)}")
     if found[0].name != name:

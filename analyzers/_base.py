@@ -19,7 +19,6 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
     from probes.checkpoint import Checkpoint
     from probes.objective import Objective
 
@@ -117,7 +116,7 @@ class Result(ABC):
     def save(self, folder: Path) -> None:
         """Write arrays.npz, then result.json, each atomically: a folder with a result.json is whole."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **dict(self.arrays))
+        np.savez_compressed(buffer, allow_pickle=False, **dict(self.arrays))
         write_atomically(folder / "arrays.npz", buffer.getvalue())
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(folder / "result.json", text.encode())

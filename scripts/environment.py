@@ -42,7 +42,5 @@ def _install(requirements: Path) -> None:
     pip = [str(python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "--requirement", str(requirements)], cwd=ROOT)
     if done.returncode:
-        sys.exit(
-            f"pip could not install {requirements.name}; its message is above. Mend that and run this again."
-        )
+        sys.exit(f"pip could not install {requirements.name}; its message is above. Mend that and run this again.")
     stamp.write_text(wanted)

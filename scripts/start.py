@@ -51,15 +51,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
     parser.add_argument("--port", type=int, default=8501, help="port of the app on 127.0.0.1 (default 8501)")
     folder = ROOT / "workspace-data"
-    parser.add_argument(
-        "--workspace", type=Path, default=folder, help=f"where all is kept (default {folder})"
-    )
-    parser.add_argument(
-        "--no-example", action="store_true", help="do not train the example on the first start"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="wait until one example run is done, then exit 0"
-    )
+    parser.add_argument("--workspace", type=Path, default=folder, help=f"where all is kept (default {folder})")
+    parser.add_argument("--no-example", action="store_true", help="do not train the example on the first start")
+    parser.add_argument("--check", action="store_true", help="wait until one example run is done, then exit 0")
     return parser.parse_args()
 
 
@@ -159,9 +153,7 @@ def wait_until_healthy(address: str, running: list[Service]) -> None:
         if answers(f"{address}/_stcore/health"):
             return
         time.sleep(0.3)
-    sys.exit(
-        f"The app did not answer on {address} within {HEALTHY_WITHIN_SECONDS} s; its messages are above."
-    )
+    sys.exit(f"The app did not answer on {address} within {HEALTHY_WITHIN_SECONDS} s; its messages are above.")
 
 
 def answers(address: str) -> bool:
@@ -189,9 +181,7 @@ def wait_for_example(workspace: Path, running: list[Service]) -> int:
         for result in workspace.glob("runs/*/result.json"):
             found = json.loads(result.read_text())
             if found.get("analyzer") == "hessian_spectrum":
-                print(
-                    f"The example is done: top eigenvalue {found['values']['eigenvalues'][0]:.4g}", flush=True
-                )
+                print(f"The example is done: top eigenvalue {found['values']['eigenvalues'][0]:.4g}", flush=True)
                 return 0
         time.sleep(0.5)
     print(

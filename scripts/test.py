@@ -31,9 +31,7 @@ def install_chromium() -> None:
     if any(shutil.which(name) for name in BROWSERS):
         return
     if not shutil.which("apt-get") or os.geteuid() != 0:
-        sys.exit(
-            "The browser tests need Chromium: install it (sudo apt-get install chromium) and run this again."
-        )
+        sys.exit("The browser tests need Chromium: install it (sudo apt-get install chromium) and run this again.")
     print("Installing chromium ...", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-dejavu-core"]
