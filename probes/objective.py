@@ -1,0 +1,260 @@
+"""Model, loss and examples as one function of the parameters: theta -> mean loss, every example weighing the same."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from probes.errors import CurvatureError, ObjectiveError
+from probes.fitting import first_bad_layer, fit
+from probes.losses import REDUCTIONS, Evaluation, Tally, counted, evaluation, tally, total_loss
+from probes.memory import graph_bytes, is_out_of_memory, spare_bytes
+from probes.specs import LossName, ModelSpec
+from probes.strict import ATTENTION, strict
+
+if TYPE_CHECKING:
+    from probes.checkpoint import Checkpoint
+    from probes.data import Batches
+
+T = TypeVar("T")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MODE = "eval: BatchNorm uses its running statistics, dropout off"
+LARGEST_PART = 512  # examples in an automatic micro-batch
+
+
+class Objective:
+    """The mean loss of a model on finite examples, as a function of its parameters.
+
+    theta: leaf tensors in the order of `names` (a tied parameter once); buffers and whole-number parameters are
+    constants. The module is never written to: parameters are passed in. Every example (every predicted token of a
+    language model) weighs the same, whatever the micro-batch.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Batches,
+        loss: LossName,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        micro_batch: int = 0,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
+        self.module = getattr(module, "_orig_mod", module).eval()
+        self.batches, self.loss, self.about = batches, loss, dict(about or {})
+        self.device = _device(device)
+        self.dtype = DTYPES[dtype]
+        fitted = fit(self.module, self._on_cpu, batches.inputs, batches.targets, loss)
+        self.caveats: list[str] = [*batches.doubts, *fitted.caveats]
+        self._place(fitted.inputs, fitted.targets)
+        self.units = int(counted(loss, self.targets).sum())
+        self.micro_batch = 1
+        self.micro_batch = min(micro_batch or self.in_memory(self._automatic), len(self.inputs))
+
+    @classmethod
+    def of(cls, module: nn.Module, batches: Batches, loss: LossName, **options: Any) -> Objective:
+        """Make an objective of a module in memory; a copy is taken, the module stays as it is."""
+        return cls(copy.deepcopy(module), batches, loss, **options)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters P."""
+        return sum(each.numel() for each in self.theta)
+
+    def parts(self) -> Iterator[slice]:
+        """Yield the micro-batches as slices of the examples."""
+        for start in range(0, len(self.inputs), self.micro_batch):
+            yield slice(start, min(start + self.micro_batch, len(self.inputs)))
+
+    def outputs(self, theta: list[Tensor], part: slice) -> Tensor:
+        """Run the model with these parameters on a micro-batch; call it inside `strict()`."""
+        values = {**self._constants, **dict(zip(self.names, theta, strict=True))}
+        return functional_call(self.module, values, (self.inputs[part].to(self.device),))  # type: ignore[no-any-return]
+
+    def part_loss(self, theta: list[Tensor], part: slice) -> Tensor:
+        """Return the share of a micro-batch in the mean loss: the parts' shares add up to the loss."""
+        targets = self.targets[part].to(self.device)
+        return total_loss(self.loss, self.outputs(theta, part), targets) / self.units
+
+    def evaluate(self, tick: Callable[[float, str], None] | None = None) -> Evaluation:
+        """Return loss and accuracy with standard errors; raise ObjectiveError naming the layer if not finite."""
+        return self.in_memory(lambda: self._evaluate(tick))
+
+    def gradient(self, theta: list[Tensor] | None = None) -> Tensor:
+        """Return the gradient of the mean loss, flat (P,), at `theta` or at the checkpoint's own parameters."""
+        return self.in_memory(lambda: self._gradient(self.theta if theta is None else theta))
+
+    def flat(self, tensors: list[Tensor]) -> Tensor:
+        """Put tensors shaped like theta into one flat vector (P,)."""
+        return torch.cat([each.reshape(-1) for each in tensors])
+
+    def like_theta(self, vector: Tensor) -> list[Tensor]:
+        """Cut a flat vector (P,) into views shaped like theta."""
+        pieces = vector.split([each.numel() for each in self.theta])
+        return [piece.view_as(each) for piece, each in zip(pieces, self.theta, strict=True)]
+
+    def in_memory(self, work: Callable[[], T]) -> T:
+        """Do the work; when the memory is not enough, halve the micro-batch and do it again, down to one example."""
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._halve()
+
+    def subset(self, count: int, dtype: str) -> Objective:
+        """Return the objective of `count` examples spread evenly over all, in another dtype; a copy."""
+        rows = torch.linspace(0, len(self.inputs) - 1, min(count, len(self.inputs))).round().long()
+        other = copy.copy(self)
+        other.dtype, other.caveats = DTYPES[dtype], []
+        other._place(self.inputs[rows.to(self.inputs.device)], self.targets[rows.to(self.targets.device)])
+        other.units = int(counted(self.loss, other.targets).sum())
+        other.micro_batch = min(self.micro_batch, len(rows))
+        return other
+
+    def card(self) -> dict[str, Any]:
+        """Say of what the numbers are: what must agree before two results are compared."""
+        about = self.batches.about
+        return {
+            "model": self.about.get("model", type(self.module).__name__),
+            "parameters": self.size,
+            "loss": self.loss,
+            "reduction": REDUCTIONS[self.loss],
+            "examples": len(self.batches),
+            "examples_sha256": self.batches.sha256,
+            "normalisation": {key: about.get(key) for key in ("mean", "std")},
+            "mode": MODE,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": ATTENTION,
+            "seed": None,
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "device": _device_name(self.device),
+            "checkpoint": self.about.get("checkpoint"),
+        }
+
+    def _place(self, inputs: Tensor, targets: Tensor) -> None:
+        module = self.module
+        parameters = {name: each for name, each in module.named_parameters() if each.is_floating_point()}
+        if not parameters:
+            raise ObjectiveError("The model has no floating-point parameters to differentiate by.")
+        self.names = tuple(parameters)
+        self.theta = [self._cast(each).clone().requires_grad_() for each in parameters.values()]
+        self._constants = {name: self._cast(each) for name, each in module.named_buffers()}
+        rest = {name: each for name, each in module.named_parameters() if name not in parameters}
+        self._constants.update({name: self._cast(each) for name, each in rest.items()})
+        self.inputs, self.targets = self._typed(inputs), self._typed(targets)
+        if (self.inputs.nbytes + self.targets.nbytes) * 4 < spare_bytes(self.device):
+            self.inputs, self.targets = self.inputs.to(self.device), self.targets.to(self.device)
+
+    def _on_cpu(self, inputs: Tensor) -> Tensor:
+        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        values = {name: each.float() if each.is_floating_point() else each for name, each in tensors.items()}
+        inputs = inputs.float() if inputs.is_floating_point() else inputs
+        return functional_call(self.module, values, (inputs,))  # type: ignore[no-any-return]
+
+    def _typed(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
+
+    def _automatic(self) -> int:
+        bytes_each = graph_bytes(lambda: self.part_loss(self.theta, slice(0, 1)), self.theta, self.module)
+        return max(1, min(LARGEST_PART, int(spare_bytes(self.device) / 4 / max(bytes_each, 1))))
+
+    def _halve(self) -> None:
+        if self.micro_batch == 1:
+            raise ObjectiveError(
+                f"The memory of {_device_name(self.device)} is not enough for a single example; "
+                "use a device with more memory, a shorter context, or smaller examples."
+            )
+        self.micro_batch //= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        kept = [each for each in self.caveats if not each.startswith("Out of memory")]
+        words = f"Out of memory: the micro-batch was halved to {self.micro_batch} (the numbers do not depend on it)."
+        self.caveats[:] = [*kept, words]
+
+    def _evaluate(self, tick: Callable[[float, str], None] | None) -> Evaluation:
+        tallies: list[Tally] = []
+        for part in self.parts():
+            with torch.no_grad(), strict(self.module):
+                outputs = self.outputs(self.theta, part)
+                each = tally(self.loss, outputs, self.targets[part].to(self.device))
+            if not bool(torch.isfinite(each.losses).all()):
+                raise self._not_finite(part)
+            tallies.append(each)
+            if tick is not None:
+                tick(part.stop / len(self.inputs), "loss and accuracy")
+        return evaluation(self.loss, tallies, self.targets)
+
+    def _gradient(self, theta: list[Tensor]) -> Tensor:
+        theta = [each.detach().requires_grad_() for each in theta]
+        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        for part in self.parts():
+            with strict(self.module):
+                share = self.part_loss(theta, part)
+                total += self.flat(_gradients(share, theta))
+        return total
+
+    def _not_finite(self, part: slice) -> ObjectiveError:
+        layer = first_bad_layer(self.module, lambda: self.outputs(self.theta, part))
+        if not bool(torch.isfinite(self.inputs[part]).all()):
+            where = "the examples themselves hold values that are not finite"
+        else:
+            where = f"the first layer with such values is {layer}" if layer else "it arises in the loss itself"
+        return ObjectiveError(
+            f"The loss of examples {part.start} to {part.stop - 1} is not finite: {where}. "
+            "Check the checkpoint (diverged?) and the normalisation of the data."
+        )
+
+
+def build_objective(
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    batches: Batches,
+    loss: LossName,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    micro_batch: int = 0,
+) -> Objective:
+    """Load the checkpoint into its model and join it with examples and loss.
+
+    Raises ModelError (tensors do not match), DataError (examples or targets do not fit), ObjectiveError.
+    """
+    from probes.models import load_model, title_of
+
+    about = {
+        "model": title_of(spec),
+        "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
+    }
+    module = load_model(spec, checkpoint)
+    return Objective(module, batches, loss, device=device, dtype=dtype, micro_batch=micro_batch, about=about)
+
+
+def _gradients(share: Tensor, theta: list[Tensor]) -> list[Tensor]:
+    if not share.requires_grad:
+        raise CurvatureError("The loss does not depend on any parameter: the model cuts the gradient (detach?).")
+    return list(torch.autograd.grad(share, theta, allow_unused=True, materialize_grads=True))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,65 @@
+"""The rules under which second derivatives are right: IEEE arithmetic, deterministic kernels, plain attention."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+ATTENTION = "math kernel (the fused ones have no double backward)"
+
+
+@contextmanager
+def strict(module: nn.Module | None = None) -> Iterator[None]:
+    """Switch TF32, nondeterministic kernels and fused attention off; cuDNN too when the module is recurrent.
+
+    Operations that have no deterministic kernel still run (a warning of torch, which is dropped here: the products
+    are checked for symmetry before they are used).
+    """
+    recurrent = module is not None and any(isinstance(each, nn.RNNBase) for each in module.modules())
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with (
+        _ieee(),
+        _cudnn(enabled=not recurrent),
+        sdpa_kernel(SDPBackend.MATH),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=".*deterministic.*")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+
+
+@contextmanager
+def _ieee() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
+@contextmanager
+def _cudnn(*, enabled: bool) -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = enabled and before[0], False, True
+        yield
+    finally:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before
