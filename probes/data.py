@@ -17,9 +17,12 @@ import torch
 
 from probes.data_files import Array, Examples
 from probes.data_formats import find_examples
+from probes.data_images import contact_sheet
 from probes.data_targets import read_targets
 from probes.errors import DataError
 from probes.specs import DataSpec
+
+SEEN = 1000
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,32 @@ def read_batches(spec: DataSpec, names: Mapping[str, str] | None = None) -> Batc
         doubts=(*found.doubts, *noted, *met, *doubts, *changes),
         about=about(spec, found),
     )
+
+
+def preview(spec: DataSpec, count: int = 12, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Describe data for the page, as JSON: counts, shape, classes, value range, a contact sheet or the first lines.
+
+    shape and range are those of the inputs as they enter the model; the range is over the first 1000 chosen at most.
+    """
+    found = find_examples(spec, names or {})
+    chosen, doubts = choose(spec, found)
+    seen = chosen[:SEEN]
+    raw, met = found.take(seen)
+    targets, classes, noted = _targets(found)
+    inputs, changes = _inputs(spec, found, raw, [found.name_of(int(each)) for each in seen[:1]])
+    sheet = contact_sheet(channels_first(raw[:count])) if raw.ndim in (3, 4) else None
+    return {
+        "examples": len(chosen),
+        "shape": list(inputs.shape[1:]),
+        "dtype": str(raw.dtype),
+        "range": [float(inputs.min()), float(inputs.max())],
+        "classes": _counts(targets[chosen], classes),
+        "labels": [_label(each, classes) for each in targets[seen[:count]]] if found.kind != "tokens" else [],
+        "sheet": sheet,
+        "lines": list(found.lines[: count + 1]) if not sheet else [],
+        "about": about(spec, found),
+        "doubts": [*found.doubts, *noted, *met, *doubts, *changes],
+    }
 
 
 def hash_of(*tensors: torch.Tensor) -> str:
@@ -170,6 +199,18 @@ def _scale_doubts(found: Examples, raw: Array) -> list[str]:
             f"the images are {raw.dtype} up to {float(np.nanmax(raw)):.4g} and are not divided by 255: only uint8 is."
         ]
     return []
+
+
+def _counts(targets: Array, classes: tuple[str, ...]) -> list[list[Any]]:
+    """Return [class, count] for each class."""
+    if not classes:
+        return []
+    counts = np.bincount(targets, minlength=len(classes))
+    return [[name, int(count)] for name, count in zip(classes, counts, strict=True)]
+
+
+def _label(target: Any, classes: tuple[str, ...]) -> Any:
+    return classes[int(target)] if classes else np.asarray(target).tolist()
 
 
 def _files(found: Examples) -> str:

@@ -1,0 +1,216 @@
+"""Read plain text and JSONL for language models: token ids and, aligned to them, the token that follows each.
+
+Plain text is one document, a line of JSONL is one. A line holds `input_ids` or `tokens` (whole numbers) or `text`;
+without a choice the first of these is taken, and text goes through "characters". A document is cut into pieces of
+`context` predictions that overlap in one token, so that each of its tokens but the first is predicted once. What is
+left of a piece is padded with id 0 in the inputs and -100 in the targets. `labels` (-100 where nothing counts) and
+`attention_mask` of a line are heeded as transformers writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from probes.data_files import Array, Examples, Source, from_array, words
+from probes.errors import DataError
+from probes.specs import DataSpec
+
+IGNORED = -100
+DEFAULT_CONTEXT = 128
+MAX_CONTEXT = 2**17
+MAX_TEXT_BYTES = 2**26
+MAX_TOKENIZER_BYTES = 64 * 2**20
+MAX_TOKENS = 2**28
+ID_FIELDS = ("input_ids", "tokens")
+SHOWN = 12
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Keep one text as token ids, and which of them count as targets."""
+
+    ids: Array
+    counted: Array
+
+
+def read_text(source: Source, spec: DataSpec, jsonl: bool) -> Examples:
+    """Read the sequences of a text or JSONL file."""
+    content = source.read(MAX_TEXT_BYTES)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source.name} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+    if jsonl:
+        return _from_jsonl(source, spec, text)
+    encode, about = _encoder(source, spec, text)
+    documents = [_document(encode(text))]
+    return _examples(source, spec, "text", documents, about, text)
+
+
+def is_jsonl(head: str) -> bool:
+    """Tell whether the first line is a JSON object."""
+    first = head.lstrip("\ufeff").lstrip().split("\n", 1)[0]
+    if not first.startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return '"' in first and ":" in first
+
+
+def _from_jsonl(source: Source, spec: DataSpec, text: str) -> Examples:
+    lines = list(_objects(source, text))
+    if not lines:
+        raise DataError(f"{source.name} holds no lines. Give one JSON object a line.")
+    field = _field(source, spec, lines[0][1])
+    if field in ID_FIELDS or isinstance(lines[0][1][field], list):
+        documents = [_given(source, number, value, field) for number, value in lines]
+        about: dict[str, Any] = {"tokenizer": f"ids in the field {field!r}"}
+    else:
+        texts = [_text(source, number, value, field) for number, value in lines]
+        encode, about = _encoder(source, spec, "".join(texts))
+        documents = [_document(encode(each)) for each in texts]
+    return _examples(source, spec, "JSONL", documents, {**about, "field": field}, text)
+
+
+def _objects(source: Source, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{source.name}: line {number} is no JSON ({error}). Give one object a line.") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{source.name}: line {number} is a {type(value).__name__}. Give one JSON object a line.")
+        yield number, value
+
+
+def _field(source: Source, spec: DataSpec, first: dict[str, Any]) -> str:
+    wanted = (spec.label,) if spec.label else (*ID_FIELDS, "text")
+    if not spec.label and spec.tokenizer != "auto" and "text" in first:
+        return "text"
+    found = [each for each in wanted if each in first]
+    if not found:
+        held = ", ".join(repr(str(each)[:40]) for each in list(first)[:8]) or "none"
+        raise DataError(f"{source.name}: the first line has no field {' or '.join(wanted)} (it has {held}). Name one.")
+    return found[0]
+
+
+def _text(source: Source, number: int, value: dict[str, Any], field: str) -> str:
+    text = value.get(field)
+    if not isinstance(text, str):
+        raise DataError(f"{source.name}: line {number} has no text in {field!r} ({str(text)[:40]}). Mend or drop it.")
+    return text
+
+
+def _given(source: Source, number: int, value: dict[str, Any], field: str) -> Document:
+    ids = _whole(source, number, value.get(field), field)
+    if (ids < 0).any():
+        raise DataError(f"{source.name}: line {number} has the token {ids.min()} in {field!r}; ids are 0 or more.")
+    counted = np.ones(len(ids), bool)
+    for name in ("labels", "attention_mask"):
+        if name in value:
+            marks = _whole(source, number, value[name], name)
+            if len(marks) != len(ids):
+                raise DataError(
+                    f"{source.name}: line {number} has {len(ids)} {field} but {len(marks)} {name}. Mend it."
+                )
+            counted &= marks != (IGNORED if name == "labels" else 0)
+    return Document(ids, counted)
+
+
+def _whole(source: Source, number: int, value: Any, field: str) -> Array:
+    numbers = isinstance(value, list) and all(type(each) is int and abs(each) < 2**62 for each in value)
+    if not numbers:
+        found = str(value)[:40]
+        raise DataError(f"{source.name}: line {number} has {found} in {field!r}. Give a list of whole numbers.")
+    return np.array(value, np.int64)
+
+
+def _document(ids: list[int]) -> Document:
+    return Document(np.array(ids, np.int64), np.ones(len(ids), bool))
+
+
+def _encoder(source: Source, spec: DataSpec, text: str) -> tuple[Encode, dict[str, Any]]:
+    if spec.tokenizer == "bytes":
+        return lambda each: list(each.encode()), {"tokenizer": "bytes", "vocabulary": 256}
+    if spec.tokenizer in ("auto", "characters"):
+        known = {character: index for index, character in enumerate(sorted(set(text)))}
+        about = {"tokenizer": "characters", "vocabulary": len(known)}
+        return lambda each: [known[character] for character in each], about
+    tokenizer = _tokenizer(source, Path(spec.tokenizer))
+    about = {"tokenizer": Path(spec.tokenizer).name, "vocabulary": tokenizer.get_vocab_size()}
+    return lambda each: list(tokenizer.encode(each).ids), about
+
+
+def _tokenizer(source: Source, path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise DataError(
+            f"{source.name}: the tokenizer {path.name!r} is no file. Give auto, bytes, characters or a tokenizer.json."
+        )
+    if path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise DataError(f"{path.name} has {words(path.stat().st_size)}; no tokenizer is that large. Check the file.")
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise DataError(f"{path.name} is no tokenizer.json that can be read ({error}). Save it again.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _examples(
+    source: Source, spec: DataSpec, format: str, documents: list[Document], about: dict[str, Any], text: str
+) -> Examples:
+    longest = max(len(each.ids) for each in documents)
+    if longest < 2:
+        raise DataError(f"{source.name}: no text has two tokens, so nothing can be predicted. Give longer texts.")
+    context, doubts = _context(source, spec, longest)
+    short = sum(len(each.ids) < 2 for each in documents)
+    if short:
+        doubts.append(f"{short} of {len(documents)} texts have fewer than two tokens and are left out.")
+    if sum(-(-len(each.ids) // context) * context for each in documents) > MAX_TOKENS:
+        raise DataError(f"{source.name} gives over {MAX_TOKENS} tokens at context {context}. Give a smaller part.")
+    pieces = [(index, *piece) for index, each in enumerate(documents) for piece in _pieces(each, context)]
+    names = [f"{source.stem}[{index}]:{start}" for index, start, _, _ in pieces]
+    inputs = np.stack([each for _, _, each, _ in pieces])
+    return Examples(
+        format=format,
+        kind="tokens",
+        targets=np.stack([each for _, _, _, each in pieces]),
+        take=from_array(inputs),
+        name_of=names.__getitem__,
+        doubts=tuple(doubts),
+        about={**about, "context": context, "documents": len(documents), "largest_id": int(inputs.max())},
+        lines=tuple(each[:200] for each in text[:20_000].splitlines()[:SHOWN]),
+    )
+
+
+def _context(source: Source, spec: DataSpec, longest: int) -> tuple[int, list[str]]:
+    if not 0 <= spec.context <= MAX_CONTEXT:
+        raise DataError(f"{source.name}: a context of {spec.context} tokens; give 1 to {MAX_CONTEXT}, or 0.")
+    if spec.context:
+        return spec.context, []
+    context = min(DEFAULT_CONTEXT, longest - 1)
+    return context, [f"no context was given: sequences of {context} tokens are made."]
+
+
+def _pieces(document: Document, context: int) -> Iterator[tuple[int, Array, Array]]:
+    """Yield (start, inputs, targets) of each piece; the targets are the ids shifted by one."""
+    for start in range(0, len(document.ids) - 1, context):
+        ids = document.ids[start : start + context + 1]
+        counted = document.counted[start : start + context + 1]
+        inputs, targets = np.zeros(context, np.int64), np.full(context, IGNORED, np.int64)
+        inputs[: len(ids) - 1] = ids[:-1]
+        targets[: len(ids) - 1] = np.where(counted[1:], ids[1:], IGNORED)
+        yield start, inputs, targets
