@@ -1,0 +1,61 @@
+"""What is asked of the queue and what comes back, as values. No torch here.
+
+The browser side, the command line and the tasks meet here: who asks for an analysis writes the same payload, and so
+gets the same run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from analyzers import catalogue
+from analyzers._base import Analyzer, Result
+from probes.errors import ProbeError
+from probes.specs import DataSpec, LossName, ModelSpec
+from workspace.jobs import Jobs, JobSpec
+from workspace.store import Store
+
+
+def analysis(
+    analyzer: Analyzer, checkpoints: Sequence[str], model: ModelSpec, data: DataSpec, loss: LossName, title: str
+) -> JobSpec:
+    """Ask an analyzer about stored checkpoints; files in `model` and `data` are named by their sha256."""
+    payload = {
+        "analyzer": analyzer.name,
+        "version": analyzer.version,
+        "options": asdict(analyzer),
+        "checkpoints": list(checkpoints),
+        "model": model.to_json(),
+        "data": data.to_json(),
+        "loss": loss,
+    }
+    return JobSpec("analysis", payload, title)
+
+
+def payload_of(run: str, store: Store) -> Mapping[str, Any]:
+    """Return what a run was asked; raise ProbeError when there is no such run."""
+    job = Jobs(store).status(run)
+    if job is None:
+        raise ProbeError(f"There is no run {run} in this workspace; choose one from the list of jobs.")
+    return job.payload
+
+
+def result_of(run: str, store: Store) -> Result:
+    """Return the finished result of an analysis; raise ProbeError when there is none."""
+    folder = store.folder(run)
+    try:
+        name = json.loads((folder / "result.json").read_text())["analyzer"]
+        return catalogue()[name].result.read(folder)
+    except FileNotFoundError:
+        raise ProbeError(f"The run {run} has no result yet; wait until it is done, or retry it.") from None
+
+
+def output_of(run: str, store: Store) -> dict[str, Any]:
+    """Return what a finished task other than an analysis wrote; raise ProbeError when it has not finished."""
+    try:
+        return dict(json.loads((store.folder(run) / "result.json").read_text()))
+    except FileNotFoundError:
+        raise ProbeError(f"The run {run} has no result yet; wait until it is done, or retry it.") from None

@@ -1,0 +1,162 @@
+"""What the child can be asked to do. Only the child imports this: it imports torch.
+
+A task is given its payload, the store, its own folder and a tick; it writes result.json last, atomically. Files are
+named by their sha256 in payloads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from analyzers import catalogue
+from analyzers._base import Tick, write_atomically
+from probes.checkpoint import Checkpoint
+from probes.cross_check import cross_check
+from probes.data import preview, read_batches
+from probes.gate import judge
+from probes.models import compare, open_checkpoint, recognise, title_of
+from probes.objective import Objective, build_objective
+from probes.specs import DataSpec, ModelSpec
+from workspace import example
+from workspace.export import as_filename, image_of
+from workspace.folders import zip_of
+from workspace.jobs import Jobs
+from workspace.requests import analysis, payload_of, result_of
+from workspace.store import Store
+from workspace.task import Task
+from workspace.uploads import allowed_path
+
+Payload = Mapping[str, Any]
+
+
+def _inspect(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    tick(0.1, "reading the file")
+    checkpoint = _checkpoint(payload["file"], store)
+    tick(0.6, "looking for the architecture")
+    _write(folder, {**checkpoint.describe(), "recognition": recognise(checkpoint).to_json()})
+
+
+def _compare(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    tick(0.1, "comparing names and shapes")
+    spec = _model(payload, store)
+    mismatch = compare(spec, _checkpoint(payload["file"], store))
+    _write(folder, {"title": title_of(spec), "mismatch": mismatch.to_json(), "exact": not mismatch})
+
+
+def _preview(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    tick(0.1, "reading the data")
+    spec, names = _data(payload, store)
+    _write(folder, preview(spec, names=names))
+
+
+def _gate(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    tick(0.05, "reading checkpoint and data")
+    checkpoint = _checkpoint(payload["checkpoint"], store)
+    objective = _objective(payload, checkpoint, store)
+    evaluation = objective.evaluate(tick)
+    _write(folder, judge(evaluation, checkpoint, objective.batches).to_json())
+
+
+def _analysis(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    tick(0.0, "reading checkpoint and data")
+    analyzer = catalogue()[payload["analyzer"]](**payload["options"])
+    checkpoints = tuple(_checkpoint(sha256, store) for sha256 in payload["checkpoints"])
+    objective = _objective(payload, checkpoints[0], store)
+    result = analyzer.run(objective, checkpoints, tick)
+    for name, figure in result.figures().items():
+        write_atomically(folder / "figures" / f"{name}.json", figure.to_json().encode())
+    result.save(folder)
+
+
+def _cross_check(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    asked = payload_of(payload["run"], store)
+    objective = _objective(asked, _checkpoint(asked["checkpoints"][0], store), store)
+    _write(folder, {"rows": cross_check(objective, result_of(payload["run"], store).values, tick)})
+
+
+def _render(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    tick(0.1, "drawing the figure in Chromium")
+    figure = result_of(payload["run"], store).figures()[payload["figure"]]
+    name = f"{as_filename(payload['figure'])}.{payload['format']}"
+    write_atomically(folder / "export" / name, image_of(figure, payload["format"]))
+    _write(folder, {"file": f"export/{name}"})
+
+
+def _import(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    tick(0.0, "copying into the workspace")
+    path = allowed_path(payload["path"])
+    if path.is_dir():
+        archive = folder / "state" / "folder.zip"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        zip_of(path, archive)
+        stored = store.add_file(archive, f"{path.name}.zip", move=True)
+    else:
+        stored = store.add_file(path, path.name)
+    _write(folder, {"sha256": stored.sha256, "name": stored.name, "bytes": stored.bytes})
+
+
+def _example(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    found = example.train(store, folder, tick)
+    last = found["checkpoints"][-1]
+    model, data = ModelSpec.from_json(found["model"]), DataSpec.from_json(found["data"])
+    analyzer = catalogue()["hessian_spectrum"]()
+    title = f"{analyzer.title}: {last['name']}"
+    run = Jobs(store).enqueue(analysis(analyzer, [last["sha256"]], model, data, found["loss"], title))
+    _write(folder, {**found, "run": run.id})
+
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        "inspect": Task(_inspect),
+        "compare": Task(_compare),
+        "preview": Task(_preview),
+        "gate": Task(_gate),
+        "analysis": Task(_analysis),
+        "cross_check": Task(_cross_check),
+        "render": Task(_render),
+        "import": Task(_import),
+        "example": Task(_example),
+    }
+)
+
+
+def _checkpoint(sha256: str, store: Store) -> Checkpoint:
+    return open_checkpoint(store.path_of(sha256), name=_name(sha256, store), sha256=sha256)
+
+
+def _model(payload: Payload, store: Store) -> ModelSpec:
+    spec = ModelSpec.from_json(payload["model"])
+    return replace(spec, folder=str(store.path_of(spec.folder))) if spec.folder else spec
+
+
+def _data(payload: Payload, store: Store) -> tuple[DataSpec, dict[str, str]]:
+    spec = DataSpec.from_json(payload["data"])
+    paths = {sha256: str(store.path_of(sha256)) for sha256 in (*spec.files, spec.tokenizer) if _is_sha256(sha256)}
+    names = {path: _name(sha256, store) for sha256, path in paths.items()}
+    files = tuple(paths[sha256] for sha256 in spec.files)
+    return replace(spec, files=files, tokenizer=paths.get(spec.tokenizer, spec.tokenizer)), names
+
+
+def _objective(payload: Payload, checkpoint: Checkpoint, store: Store) -> Objective:
+    spec, names = _data(payload, store)
+    dtype = payload.get("options", {}).get("dtype", "float32")
+    return build_objective(_model(payload, store), checkpoint, read_batches(spec, names), payload["loss"], dtype=dtype)
+
+
+def _name(sha256: str, store: Store) -> str:
+    stored = store.file(sha256)
+    return stored.name if stored else f"{sha256[:12]}…"
+
+
+def _is_sha256(text: str) -> bool:
+    return bool(re.fullmatch(r"[0-9a-f]{64}", text))
+
+
+def _write(folder: Path, value: Mapping[str, Any]) -> None:
+    write_atomically(folder / "result.json", json.dumps(dict(value), ensure_ascii=False, allow_nan=False).encode())
