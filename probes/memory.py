@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from probes.strict import strict
+
+@dataclass
+class Kept:
+    """What graphs keep for a backward pass: storage -> bytes."""
+
+    storages: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """The sum over storages."""
+        return sum(self.storages.values())
+
+
+@contextmanager
+def measuring(theta: list[Tensor]) -> Iterator[Kept]:
+    """Count the bytes that graphs built inside keep, the parameters not counted."""
+    kept = Kept()
+    own = {each.untyped_storage().data_ptr() for each in theta}
+
+    def note(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage().data_ptr()
+        if key not in own:  # a slice of the data does not keep all the data: the smaller of the two
+            held = min(tensor.untyped_storage().nbytes(), tensor.nbytes)
+            kept.storages[key] = max(kept.storages.get(key, 0), held)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
+
+
+def graph_bytes(share: Callable[[], Tensor], theta: list[Tensor]) -> int:
+    """Measure the bytes that the graph of a loss and its gradient keeps for a second derivative."""
+    with measuring(theta) as kept:
+        loss = share()
+        if not loss.requires_grad:
+            return 0
+        gradients = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
+    del gradients
+    return kept.bytes
 
 
 def spare_bytes(device: torch.device) -> int:
-    """Return the bytes that may still be allocated on the device: free memory, on the CPU within the cgroup's limit."""
+    """Return the bytes that may still be allocated: free memory, on the CPU within the limit of the cgroup."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + reserved)
     return min(_available(), _cgroup_left())
-
-
-def graph_bytes(share: Callable[[], Tensor], theta: list[Tensor], module: nn.Module) -> int:
-    """Measure the bytes that the graph of loss and gradient keeps for a second derivative (parameters not counted)."""
-    seen: dict[int, int] = {}
-    own = {each.untyped_storage().data_ptr() for each in theta}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            own_bytes = min(storage.nbytes(), tensor.nbytes)  # a slice of the data does not keep all the data
-            key = storage.data_ptr()
-            seen[key] = max(seen.get(key, 0), own_bytes)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), strict(module):
-        loss = share()
-        if not loss.requires_grad:
-            return 0
-        gradients = torch.autograd.grad(loss, theta, create_graph=True, allow_unused=True)
-    kept = sum(seen.values())
-    del gradients
-    return kept
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -148,10 +148,10 @@ class Objective:
         if not parameters:
             raise ObjectiveError("The model has no floating-point parameters to differentiate by.")
         self.names = tuple(parameters)
-        self.theta = [self._cast(each).clone().requires_grad_() for each in parameters.values()]
-        self._constants = {name: self._cast(each) for name, each in module.named_buffers()}
+        self.theta = [self.cast(each).clone().requires_grad_() for each in parameters.values()]
+        self._constants = {name: self.cast(each) for name, each in module.named_buffers()}
         rest = {name: each for name, each in module.named_parameters() if name not in parameters}
-        self._constants.update({name: self._cast(each) for name, each in rest.items()})
+        self._constants.update({name: self.cast(each) for name, each in rest.items()})
         self.inputs, self.targets = self._typed(inputs), self._typed(targets)
         if (self.inputs.nbytes + self.targets.nbytes) * 4 < spare_bytes(self.device):
             self.inputs, self.targets = self.inputs.to(self.device), self.targets.to(self.device)
@@ -165,12 +165,14 @@ class Objective:
     def _typed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
-    def _cast(self, tensor: Tensor) -> Tensor:
+    def cast(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as a constant on the device, floating ones in the dtype of the objective."""
         tensor = tensor.detach()
         return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
 
     def _automatic(self) -> int:
-        bytes_each = graph_bytes(lambda: self.part_loss(self.theta, slice(0, 1)), self.theta, self.module)
+        with strict(self.module):
+            bytes_each = graph_bytes(lambda: self.part_loss(self.theta, slice(0, 1)), self.theta)
         return max(1, min(LARGEST_PART, int(spare_bytes(self.device) / 4 / max(bytes_each, 1))))
 
     def _halve(self) -> None:
