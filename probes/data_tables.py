@@ -125,7 +125,7 @@ def _check_schema(source: Source, file: pq.ParquetFile, target: str) -> None:
             raise DataError(_not_numeric(source, each.name, f"type {each.type}"))
         if each.name == target and pa.types.is_nested(each.type):
             raise DataError(f"{source.name}: the label column {target!r} holds {each.type}. Give one value each.")
-    check_budget(source.name, rows * len(schema) * 8, max(source.size(), MAX_BYTES))
+    check_budget(source.name, rows * len(schema) * 8, MAX_BYTES, MAX_BYTES)
 
 
 def _check_column(source: Source, name: str, column: pd.Series[Any]) -> None:
