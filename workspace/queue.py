@@ -24,6 +24,7 @@ VERSION = "1"  # pinned: with the default (a hash of the code) an update would l
 EXECUTOR = "worker"  # stable: a worker takes up again what the one before it left
 WORKFLOW = "run"
 QUEUES = ("device", "bench")
+OPEN = ("ENQUEUED", "PENDING", "DELAYED")  # states of a workflow that will still be run
 
 
 def url(root: Path) -> str:
@@ -70,6 +71,13 @@ class Queue:
     def cancel(self, workflow: str) -> None:
         """Take a workflow out of the queue, or stop it."""
         self._client.cancel_workflow(workflow)
+
+    def states(self, workflows: list[str]) -> dict[str, str]:
+        """Return the states of those of these workflows that are known."""
+        if not workflows:
+            return {}
+        found = self._client.list_workflows(workflow_ids=workflows, load_input=False, load_output=False)
+        return {each.workflow_id: each.status for each in found}
 
     @property
     def _client(self) -> DBOSClient:

@@ -125,8 +125,8 @@ def end(store: Store, id: str, round: int, state: State, error: str | None = Non
     _change(store, id, since, round, state=state, error=error, ended=time.time())
 
 
-def _change(store: Store, id: str, since: tuple[State, ...], round: int | None = None, **values: Any) -> bool:
+def _change(store: Store, id: str, since: tuple[State, ...], in_round: int | None = None, **values: Any) -> bool:
     which = [runs.c.id == id, runs.c.state.in_(since)]
-    if round is not None:
-        which.append(runs.c.round == round)
+    if in_round is not None:
+        which.append(runs.c.round == in_round)
     return store.write(sa.update(runs).where(*which).values(**values)) == 1

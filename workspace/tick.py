@@ -1,0 +1,111 @@
+"""How a running task reports and keeps its own checkpoints: two kinds of files in its run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+
+from analyzers._base import Arrays
+
+SECONDS_BETWEEN = 0.25  # at least, between two writes of progress.json
+SHARE_TO_JUDGE_BY = 0.02  # of the work, before its rate says anything about the time left
+
+
+class FileTick:
+    """Write progress.json as often as it is good for the reader, and state/<key>.npz as often as the task saves.
+
+    A context: within it a thread writes the newest report every quarter of a second, so reporting costs nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._share, self._doing = 0.0, "Starting"
+        self._left: float | None = None
+        self._first: tuple[float, float] | None = None  # when the first report came, and its share
+        self._changed = False
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write_on, name="progress", daemon=True)
+
+    def __call__(self, share: float, doing: str, seconds_left: float | None = None) -> None:
+        """Report the share done (it never falls within one attempt), what is being done, and the time left if known."""
+        now = time.monotonic()
+        with self._lock:
+            share = min(1.0, float(share)) if math.isfinite(share) else 0.0
+            self._share, self._doing, self._changed = max(self._share, share), doing, True
+            self._first = self._first or (now, self._share)
+            self._left = self._by_rate(now) if seconds_left is None else float(seconds_left)
+
+    def save(self, key: str, arrays: Arrays) -> None:
+        """Keep arrays under a key, atomically: a kill leaves the old ones or the new ones."""
+        path, kept = self._state(key), cast("dict[str, Any]", dict(arrays))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def load(self, key: str) -> Arrays | None:
+        """Return what was saved under a key, in this attempt or an earlier one; None when there is nothing whole."""
+        path = self._state(key)
+        try:
+            with np.load(path, allow_pickle=False) as file:  # noqa: TID251
+                return {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            print(f"{path.name} is damaged and left aside ({error}); this part begins anew", file=sys.stderr)
+            return None
+
+    def __enter__(self) -> FileTick:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _by_rate(self, now: float) -> float | None:
+        since, share = self._first or (now, self._share)
+        if self._share - share < SHARE_TO_JUDGE_BY:
+            return None
+        return (now - since) / (self._share - share) * (1.0 - self._share)
+
+    def _state(self, key: str) -> Path:
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", key):
+            raise ValueError(f"{key!r} is no key of a saved state: letters, digits, _ - and . only")
+        return self._folder / "state" / f"{key}.npz"
+
+    def _write_on(self) -> None:
+        while not self._over.wait(SECONDS_BETWEEN):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            if not self._changed:
+                return
+            self._changed = False
+            value = {"share": self._share, "doing": self._doing, "seconds_left": self._left, "at": time.time()}
+        _replace(self._folder / "progress.json", value)
+
+
+def _replace(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)  # whole for every reader; not synced, since a report need not outlive the machine
