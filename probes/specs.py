@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 ModelSource = Literal["catalogue", "text", "hugging_face"]
@@ -91,9 +90,3 @@ def canonical_json(value: Any) -> str:
 def fingerprint(value: Any) -> str:
     """Return the sha256 (hex) of a JSON value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the sha256 (hex) of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -126,10 +126,10 @@ from pathlib import Path
 
 from analyzers._base import Quiet
 from analyzers.{analyzer} import {name}
+from probes.checkpoint import hash_file, read_checkpoint
 from probes.data import read_batches
-from probes.models import read_model_checkpoint
 from probes.objective import build_objective
-from probes.specs import DataSpec, ModelSpec, sha256_of_file
+from probes.specs import DataSpec, ModelSpec
 
 # The files of the run by the sha256 that they had; put in where yours are.
 FILES = {{
@@ -137,14 +137,14 @@ FILES = {{
 }}
 
 for sha256, path in FILES.items():
-    if sha256_of_file(path) != sha256:
+    if hash_file(path) != sha256:
         raise SystemExit(f"{{path}} is not the file of the run: its sha256 is not {{sha256}}")
 
 model = {model}
 data = {data}
 model["folder"] = str(FILES.get(model.get("folder"), ""))
 data["files"] = [str(FILES[sha256]) for sha256 in data["files"]]
-checkpoints = tuple(read_model_checkpoint(FILES[sha256]) for sha256 in {checkpoints})
+checkpoints = tuple(read_checkpoint(FILES[sha256]) for sha256 in {checkpoints})
 batches = read_batches(DataSpec.from_json(data))
 objective = build_objective(ModelSpec.from_json(model), checkpoints[0], batches, {loss})
 result = {name}(**{options}).run(objective, checkpoints, Quiet())

@@ -16,11 +16,11 @@ from typing import Any
 
 from analyzers import catalogue
 from analyzers._base import Tick, write_atomically
-from probes.checkpoint import Checkpoint
+from probes.checkpoint import Checkpoint, read_checkpoint
 from probes.cross_check import cross_check
 from probes.data import preview, read_batches
 from probes.gate import judge
-from probes.models import compare, open_checkpoint, recognise, title_of
+from probes.models import compare, recognise, title_of
 from probes.objective import Objective, build_objective
 from probes.specs import DataSpec, ModelSpec
 from workspace import example
@@ -127,7 +127,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 
 
 def _checkpoint(sha256: str, store: Store) -> Checkpoint:
-    return open_checkpoint(store.path_of(sha256), name=_name(sha256, store), sha256=sha256)
+    return read_checkpoint(store.path_of(sha256), name=_name(sha256, store), sha256=sha256)
 
 
 def _model(payload: Payload, store: Store) -> ModelSpec:
