@@ -1,0 +1,90 @@
+"""Is the bench ready for an analysis? Which model is in use, does it fit exactly, and what is still missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from probes.specs import DataSpec, LossName, ModelSpec
+from ui.bench import Bench
+from ui.questions import comparison, gate, inspection, name_of, preview
+from ui.state import answer
+from workspace.jobs import JobSpec
+
+Found = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What an analysis is asked with."""
+
+    checkpoints: tuple[str, ...]
+    model: ModelSpec
+    data: DataSpec
+    loss: LossName
+
+    def gate(self, sha256: str) -> JobSpec:
+        """Ask for the gate's verdict on one of the checkpoints."""
+        return gate(sha256, self.model, self.data, self.loss)
+
+
+def ready(bench: Bench) -> Ready | str:
+    """Return what is on the bench, or a sentence that says what is missing (raw text)."""
+    if not bench.checkpoints:
+        return "There is no checkpoint on the bench yet."
+    found = answer(inspection(bench.checkpoints[0]))
+    if found is None:
+        return f"{name_of(bench.checkpoints[0])} has not been read yet."
+    model = model_in_use(bench, found)
+    if model is None:
+        return f"Which model {found['name']} belongs to is not known yet."
+    if not fits(bench, found, model):
+        return "The model does not fit the checkpoint yet: every name and shape must match."
+    if bench.data is None:
+        return "No data has been chosen yet."
+    return Ready(bench.checkpoints, model, bench.data, bench.loss or usual_loss(bench.data))
+
+
+def model_in_use(bench: Bench, found: Found) -> ModelSpec | None:
+    """Return the model that was chosen, else the recognised one."""
+    if bench.model is not None:
+        return bench.model
+    spec = found["recognition"]["spec"]
+    return ModelSpec.from_json(spec) if spec and not is_mismatch(found["recognition"]["mismatch"]) else None
+
+
+def fits(bench: Bench, found: Found, model: ModelSpec) -> bool:
+    """Tell whether the model is known to match the first checkpoint exactly."""
+    if is_recognised(found, model):
+        return True
+    compared = answer(comparison(bench.checkpoints[0], model))
+    return bool(compared and compared["exact"])
+
+
+def is_recognised(found: Found, model: ModelSpec) -> bool:
+    """Tell whether this is the model that was recognised, and exactly."""
+    recognition = found["recognition"]
+    return recognition["spec"] == model.to_json() and not is_mismatch(recognition["mismatch"])
+
+
+def is_mismatch(value: Mapping[str, Any] | None) -> bool:
+    """Tell whether a comparison found any difference."""
+    return value is not None and any(value.get(each) for each in ("missing", "unexpected", "shapes"))
+
+
+def usual_loss(data: DataSpec | None) -> LossName:
+    """Return the loss that data of this kind is usually trained with."""
+    found = answer(preview(data)) if data else None
+    if found is None:
+        return "causal_lm" if data and data.format == "text" else "cross_entropy"
+    if found["about"].get("format") == "text":
+        return "causal_lm"
+    if found["classes"]:
+        return "cross_entropy"
+    return "bce_with_logits" if _are_bits(found["labels"]) else "mse"
+
+
+def _are_bits(labels: list[Any]) -> bool:
+    rows = [each for each in labels if isinstance(each, list)]
+    return bool(rows) and all(value in (0, 1) for row in rows for value in row)

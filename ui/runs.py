@@ -1,0 +1,124 @@
+"""Runs of one analyzer: ask for one, follow it, find it again by the id in the URL."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import streamlit as st
+
+from analyzers._base import Analyzer, Result
+from ui import bench as benches
+from ui.forms import options_form
+from ui.progress import STATES, ask, ended, watch
+from ui.questions import name_of
+from ui.ready import Ready, ready
+from ui.shell import WORKBENCH
+from ui.state import jobs, result_of
+from ui.step_gate import sentence
+from ui.text import as_text, duration, moment
+from workspace.jobs import Job
+from workspace.requests import analysis
+
+HISTORY = 300
+
+
+def current_id() -> str | None:
+    """Return the run that the URL names."""
+    given = st.query_params.get("run", "")
+    return given if re.fullmatch(r"[0-9a-f]{24}", given) else None
+
+
+def choose(analyzer: type[Analyzer]) -> Job | None:
+    """Draw the form for a new run and the earlier ones; return the run that the URL names."""
+    bench_id = benches.current_id()
+    run = current_id()
+    job = jobs().status(run) if run else None
+    if run and job is None:
+        st.warning("The run in this link is not in this workspace.")
+    _history(analyzer, job)
+    label = "Ask again, with other options or another checkpoint" if job else "Ask"
+    with st.expander(label, expanded=job is None, icon=":material/tune:"):
+        _form(analyzer, bench_id, job)
+    return job
+
+
+def follow(job: Job, analyzer: type[Analyzer]) -> Result | None:
+    """Return the result of a run, or show how far it is, or why there is none."""
+    result = result_of(job.id, analyzer.name)
+    if result is None:
+        with st.container(border=True, key="run-state"):
+            if job.is_open or job.state == "done":
+                watch(job.id, "run")
+                st.caption("This page may be closed: the run goes on, and this link shows it.")
+            else:
+                ended(job, "run")
+    return result
+
+
+def history(analyzer: type[Analyzer]) -> list[Job]:
+    """List the runs of an analyzer, newest first."""
+    found = jobs().list(HISTORY)
+    return [job for job in found if job.task == "analysis" and job.payload.get("analyzer") == analyzer.name]
+
+
+def title_of(job: Job) -> str:
+    """Name a run in a list, as raw text."""
+    started = moment(job.created)
+    took = f", {duration(job.ended - job.started)}" if job.ended and job.started and job.state == "done" else ""
+    return f"{job.title} · {STATES[job.state][0].lower()}{took} · {started} · {job.id[:6]}"
+
+
+def _history(analyzer: type[Analyzer], job: Job | None) -> None:
+    found = {each.id: each for each in history(analyzer)}
+    if job:
+        found.setdefault(job.id, job)
+    if not found:
+        return
+    key = f"history-{analyzer.name}"
+    st.session_state[key] = job.id if job else None
+    st.selectbox(
+        "Run",
+        list(found),
+        key=key,
+        index=None,
+        format_func=lambda id: title_of(found[id]),
+        on_change=lambda: _go(st.session_state[key]),
+        placeholder="Earlier runs",
+    )
+
+
+def _form(analyzer: type[Analyzer], bench_id: str, job: Job | None) -> None:
+    what = ready(benches.read(bench_id))
+    if not isinstance(what, Ready):
+        st.info(as_text(what))
+        st.page_link(WORKBENCH, label="To the workbench", icon=":material/build:", query_params={"bench": bench_id})
+        return
+    place = f"{analyzer.name}-{job.id[:8] if job else 'new'}"
+    left, right = st.columns([2, 3], vertical_alignment="bottom")
+    checkpoint = left.selectbox("Checkpoint", what.checkpoints, format_func=name_of, key=f"{place}-checkpoint")
+    with right:
+        if verdict := ask(what.gate(checkpoint), "gate"):
+            sentence(verdict)
+    values = options_form(analyzer, dict(job.payload["options"]) if job else {}, place)
+    if st.button("Run", type="primary", icon=":material/play_arrow:", key=f"run-{analyzer.name}"):
+        _start(analyzer, what, checkpoint, values)
+
+
+def _start(analyzer: type[Analyzer], what: Ready, checkpoint: str, values: dict[str, Any]) -> None:
+    try:
+        asked = analyzer(**values)
+    except ValueError as error:
+        st.error(as_text(error))
+        return
+    title = f"{analyzer.title}: {name_of(checkpoint)}"
+    job = jobs().enqueue(analysis(asked, [checkpoint], what.model, what.data, what.loss, title))
+    _go(job.id)
+    st.rerun()
+
+
+def _go(id: str | None) -> None:
+    if id:
+        st.query_params["run"] = id
+    else:
+        st.query_params.pop("run", None)

@@ -1,0 +1,106 @@
+"""Step 4 of the workbench: the loss, and the gate: is this the model, and are these the data, one thinks they are?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from analyzers import catalogue
+from probes.specs import LOSS_TITLES, LOSSES, LossName
+from ui import bench as benches
+from ui.bench import Bench
+from ui.progress import ask, ask_all
+from ui.questions import name_of
+from ui.ready import Ready, usual_loss
+from ui.text import as_text, number, percent, with_error
+
+VERDICTS = {"agrees": st.success, "differs": st.error, "at chance": st.error}
+
+
+def choose_loss(id: str, bench: Bench) -> LossName:
+    """Draw the choice of the loss; return the one in use."""
+    now = bench.loss or usual_loss(bench.data)
+    st.session_state["bench-loss"] = now
+    st.selectbox(
+        "Loss",
+        LOSSES,
+        key="bench-loss",
+        format_func=lambda each: LOSS_TITLES[each],
+        on_change=lambda: benches.put(id, loss=st.session_state["bench-loss"]),
+        help="Mean over the examples; for language models over the predicted tokens, padding left out.",
+    )
+    return now
+
+
+def draw(id: str, bench: Bench, ready: Ready | None) -> None:
+    """Draw the step: loss, verdict on the first checkpoint, and on request on the others."""
+    with st.container(border=True, key="step-gate"):
+        st.subheader("4 · Loss and gate", anchor=False)
+        choose_loss(id, bench)
+        if ready is None:
+            st.caption("The gate opens once checkpoint, model and data are there: it compares the accuracy here with "
+                       "the one the checkpoint stores, or with chance.")  # fmt: skip
+            return
+        found = ask(ready.gate(ready.checkpoints[0]), "gate")
+        if found:
+            verdict(found, name_of(ready.checkpoints[0]))
+        if len(ready.checkpoints) > 1:
+            _others(ready)
+        if found:
+            _onward(id)
+
+
+def sentence(found: Mapping[str, Any]) -> None:
+    """Say the gate's verdict in one sentence."""
+    VERDICTS.get(found["verdict"], st.info)(as_text(found["sentence"]), icon=_icon(found["verdict"]))
+
+
+def verdict(found: Mapping[str, Any], name: str) -> None:
+    """Say the gate's verdict loudly, with loss and accuracy and their standard errors."""
+    say = VERDICTS.get(found["verdict"], st.info)
+    say(f"**{as_text(name)}** · {as_text(found['sentence'])}", icon=_icon(found["verdict"]))
+    cells = st.columns(4)
+    cells[0].metric("Loss", with_error(found.get("loss"), found.get("loss_stderr")), border=True)
+    cells[1].metric("Accuracy", accuracy(found), border=True)
+    cells[2].metric("By chance", percent(found.get("chance")), border=True)
+    cells[3].metric("Examples", number(found.get("examples")), border=True)
+
+
+def accuracy(found: Mapping[str, Any]) -> str:
+    """Write the accuracy and its standard error in percent."""
+    value, error = found.get("accuracy"), found.get("accuracy_stderr")
+    if not isinstance(value, float | int):
+        return "–"
+    return f"{100 * value:.2f} ± {100 * error:.2f} %" if isinstance(error, float | int) else percent(value)
+
+
+def _icon(verdict: str) -> str:
+    icons = {"agrees": ":material/check_circle:", "differs": ":material/error:", "at chance": ":material/error:"}
+    return icons.get(verdict, ":material/info:")
+
+
+def _others(ready: Ready) -> None:
+    others = ready.checkpoints[1:]
+    if st.toggle(f"Judge the other {len(others)} checkpoints too", key="gate-others", persist_state="session"):
+        answers = ask_all([ready.gate(each) for each in others], "gate-others")
+        if rows := [_row(sha256, each) for sha256, each in zip(others, answers, strict=True) if each]:
+            st.dataframe(pd.DataFrame(rows), hide_index=True, alt="The gate's verdict on the other checkpoints")
+
+
+def _row(sha256: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    loss = with_error(found.get("loss"), found.get("loss_stderr"))
+    head = {"Checkpoint": name_of(sha256), "Verdict": found["verdict"]}
+    return {**head, "Loss": loss, "Accuracy": accuracy(found), "What it means": found["sentence"]}
+
+
+def _onward(id: str) -> None:
+    for name, analyzer in catalogue().items():
+        st.page_link(
+            f"pages/{name}.py",
+            label=f"Go on: {analyzer.title}",
+            icon=":material/arrow_forward:",
+            query_params={"bench": id},
+        )
