@@ -65,6 +65,7 @@ def judge(evaluation: Evaluation, checkpoint: Checkpoint, batches: Batches) -> G
     metrics = checkpoint.facts.get("metrics", {})
     accuracy, loss = stored_accuracy(metrics), stored_loss(metrics)
     if accuracy and evaluation.accuracy is not None:
+        accuracy = _of_the_same_split(accuracy, metrics, evaluation, evaluation.accuracy)
         verdict, sentence = _against_accuracy(accuracy, evaluation, evaluation.accuracy, batches)
         return _gate(verdict, sentence, accuracy, evaluation)
     if loss:
@@ -107,6 +108,17 @@ def _trust(stored: Stored) -> tuple[bool, bool, bool, str]:
     return bool(TRAINING.search(name)), "test" not in name and "val" not in name, "best" in name, name
 
 
+def _of_the_same_split(stored: Stored, metrics: Mapping[str, float], found: Evaluation, accuracy: float) -> Stored:
+    """Return the stored training accuracy where the held-out one is exceeded here and the training one is not."""
+    training = stored_accuracy({name: each for name, each in metrics.items() if TRAINING.search(name.lower())})
+    exceeded = accuracy > stored.value + _tolerance(stored, found)
+    return training if training and exceeded and training.value > stored.value else stored
+
+
+def _tolerance(stored: Stored, found: Evaluation) -> float:
+    return SIGMAS * _binomial(stored.value, found) + ACCURACY_MARGIN
+
+
 def _gate(verdict: Verdict, sentence: str, stored: Stored | None, found: Evaluation) -> Gate:
     kept = {stored.name: stored.written} if stored else {}
     return Gate(verdict, sentence, kept, found.loss, found.accuracy, found.examples, found.chance)
@@ -114,7 +126,7 @@ def _gate(verdict: Verdict, sentence: str, stored: Stored | None, found: Evaluat
 
 def _against_accuracy(stored: Stored, found: Evaluation, accuracy: float, batches: Batches) -> tuple[Verdict, str]:
     figures = f"{percent(stored.value)} stored ({stored.name}), {percent(accuracy)} here on {_amount(found)}"
-    tolerance = SIGMAS * _binomial(stored.value, found) + ACCURACY_MARGIN
+    tolerance = _tolerance(stored, found)
     if accuracy < stored.value - tolerance:
         chance = f", no better than chance ({percent(found.chance)})" if _at_chance(found) else ""
         return "differs", f"{figures}{chance}: {_suspects(stored, batches)}"

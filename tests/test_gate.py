@@ -53,6 +53,15 @@ def test_agreement_and_the_training_set():
     assert gate.verdict == "differs" and "no better than chance (10.0 %)" in gate.sentence
 
 
+def test_a_stored_training_accuracy_is_found_for_training_examples():
+    metrics = {"test_accuracy": 0.9178, "train_accuracy": 0.999}
+    gate = judged(evaluated(0.998), metrics)
+    assert gate.verdict == "agrees" and gate.stored == {"train_accuracy": 0.999} and "they agree" in gate.sentence
+    assert judged(evaluated(0.92), metrics).stored == {"test_accuracy": 0.9178}
+    gate = judged(evaluated(0.7), metrics)
+    assert gate.verdict == "differs" and gate.stored == {"test_accuracy": 0.9178}
+
+
 @pytest.mark.parametrize(
     ("metrics", "name", "value"),
     [
