@@ -160,7 +160,8 @@ def _find_resnet(shapes: Shapes, _: Mapping[str, Any]) -> Candidate | None:
     first, head = shapes.get("conv1.weight", ()), next((h for h in ("linear", "fc") if f"{h}.weight" in shapes), "")
     blocks = len({name.split(".")[1] for name in shapes if re.match(r"layer1\.\d+\.conv1\.", name)})
     deeper = any(name.startswith("layer4.") or ".conv3." in name for name in shapes)
-    if len(first) != 4 or not head or not blocks or deeper or "layer3.0.conv1.weight" not in shapes:
+    flat = len(shapes.get(f"{head}.weight", ())) == 2
+    if len(first) != 4 or not flat or not blocks or deeper or "layer3.0.conv1.weight" not in shapes:
         return None
     projections = [n for n in ("shortcut", "downsample") if f"layer2.0.{n}.0.weight" in shapes]
     shortcut, option = (projections[0], "B") if projections else ("shortcut", "A")

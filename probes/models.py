@@ -99,10 +99,14 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     if "hugging_face" in checkpoint.facts:
         return _recognise_folder(checkpoint)
-    found = [family.find(shapes, checkpoint.facts) for family in FAMILIES.values()]
+    whole = all(0 not in shape for shape in shapes.values())
+    found = [family.find(shapes, checkpoint.facts) for family in FAMILIES.values()] if whole else []
+    found += [propose(shapes)] if whole else []
     nearest: tuple[Candidate, Mismatch] | None = None
-    for candidate in [each for each in (*found, propose(shapes)) if each is not None]:
-        mismatch = compare(candidate.spec, checkpoint)
+    for candidate in [each for each in found if each is not None]:
+        mismatch = _try(candidate.spec, checkpoint)
+        if mismatch is None:
+            continue
         if not mismatch:
             reasons = (*candidate.reasons, mismatch.sentence())
             return Recognition(candidate.spec, candidate.title, reasons, candidate.choices)
@@ -165,6 +169,14 @@ def _recognise_folder(checkpoint: Checkpoint) -> Recognition:
     mismatch = compare(ModelSpec("hugging_face", folder=str(checkpoint.path)), checkpoint)
     reasons = (f"config.json names the architecture {about['architecture']}.", mismatch.sentence())
     return Recognition(None if mismatch else spec, about["architecture"], reasons, mismatch=mismatch or None)
+
+
+def _try(spec: ModelSpec, checkpoint: Checkpoint) -> Mismatch | None:
+    """Compare; None when names in the file (of a method, say) keep the candidate from being built."""
+    try:
+        return compare(spec, checkpoint)
+    except ModelError:
+        return None
 
 
 def _unknown(checkpoint: Checkpoint, nearest: tuple[Candidate, Mismatch] | None) -> Recognition:
