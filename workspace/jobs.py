@@ -195,8 +195,10 @@ def _job(row: runs.Row, position: int | None, folder: Path) -> Job:
     names = ("id", "task", "title", "lane", "error", "attempts", "created", "started", "ended")
     about = {name: row[name] for name in names} | {"payload": json.loads(row["payload"])}
     state, share, doing, left = row["state"], 0.0, "", None
-    if state in runs.OPEN and runs.is_whole(folder):
-        state, position = "done", None  # the worker was killed before it could say so
+    if state != "done" and runs.is_whole(folder):
+        state, position = "done", None  # whoever should have said so was killed before
+        about["error"] = None
+        about["ended"] = (folder / "result.json").stat().st_mtime
     if state == "running":
         share, doing, left = _progress(folder)
     if state == "done":

@@ -62,8 +62,8 @@ class FileTick:
         """Return what was saved under a key, in this attempt or an earlier one; None when there is nothing whole."""
         path = self._state(key)
         try:
-            with np.load(path, allow_pickle=False) as file:  # noqa: TID251
-                return {name: file[name] for name in file.files}
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # noqa: TID251
+                return {name: kept[name] for name in kept.files}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
