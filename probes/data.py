@@ -20,9 +20,10 @@ from probes.data_formats import find_examples
 from probes.data_images import contact_sheet
 from probes.data_targets import read_targets
 from probes.errors import DataError
-from probes.specs import DataSpec
+from probes.specs import DataSpec, ModelSpec
 
 SEEN = 1000
+POSITIONS = ("wpe.weight", "position_embeddings.weight", "position_embedding.weight")
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ class Batches:
         return len(self.ids)
 
 
-def read_batches(spec: DataSpec, names: Mapping[str, str] | None = None) -> Batches:
-    """Read what a DataSpec chooses; `names` gives the original name of a path, where that is another.
+def read_batches(spec: DataSpec, names: Mapping[str, str] | None = None, own_context: int = 0) -> Batches:
+    """Read what a DataSpec chooses.
 
-    Raises DataError, naming the file, the value found and what to do.
+    names: the original name of a path, where that is another. own_context: what a context of 0 means at most, see
+    `context_of`. Raises DataError, naming the file, the value found and what to do.
     """
-    found = find_examples(spec, names or {})
+    found = find_examples(spec, names or {}, own_context)
     chosen, doubts = choose(spec, found)
     raw, met = found.take(chosen)
     targets, classes, noted = _targets(found)
@@ -67,6 +69,16 @@ def read_batches(spec: DataSpec, names: Mapping[str, str] | None = None) -> Batc
         doubts=(*found.doubts, *noted, *met, *doubts, *changes),
         about=about(spec, found),
     )
+
+
+def context_of(model: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the longest context of a language model: its argument or the rows of its position table; 0 if unknown.
+
+    shapes: of the checkpoint's tensors.
+    """
+    said = model.arguments.get("context", 0)
+    tables = [shape[0] for name, shape in shapes.items() if name.endswith(POSITIONS) and len(shape) == 2]
+    return int(said) or (tables[0] if len(tables) == 1 else 0)
 
 
 def preview(spec: DataSpec, count: int = 12, names: Mapping[str, str] | None = None) -> dict[str, Any]:

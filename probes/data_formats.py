@@ -29,13 +29,13 @@ FOREIGN: Mapping[bytes, str] = {
 }
 
 
-def find_examples(spec: DataSpec, names: Mapping[str, str]) -> Examples:
+def find_examples(spec: DataSpec, names: Mapping[str, str], own_context: int = 0) -> Examples:
     """Find the reader for the files of a DataSpec and let it read."""
     sources = _spread(_sources(spec, names))
     kind = recognise_format(sources[0])
     if spec.format not in ("auto", kind) and {spec.format, kind} != {"table", "text"}:
         raise DataError(f"{sources[0].name} is {kind}, not {spec.format}. Choose {kind} or let it be recognised.")
-    found = _read(kind if spec.format == "auto" else spec.format, sources, spec)
+    found = _read(kind if spec.format == "auto" else spec.format, sources, spec, own_context)
     return replace(found, about={"source": [each.name for each in sources], **found.about})
 
 
@@ -60,7 +60,7 @@ def recognise_format(source: Source) -> str:
     return _kind_of_text(source, head.decode("utf-8", "replace"))
 
 
-def _read(kind: str, sources: tuple[Source, ...], spec: DataSpec) -> Examples:
+def _read(kind: str, sources: tuple[Source, ...], spec: DataSpec, own_context: int) -> Examples:
     if kind == "idx":
         return read_idx(sources)
     if len(sources) != 1:
@@ -73,7 +73,8 @@ def _read(kind: str, sources: tuple[Source, ...], spec: DataSpec) -> Examples:
     if kind == "table":
         parquet = source.head(4) == b"PAR1"
         return read_parquet(source, spec.label) if parquet else read_csv(source, spec.label)
-    return read_text(source, spec, is_jsonl(source.head(2**16).decode("utf-8", "replace")))
+    jsonl = is_jsonl(source.head(2**16).decode("utf-8", "replace"))
+    return read_text(source, spec, jsonl, own_context)
 
 
 def _sources(spec: DataSpec, names: Mapping[str, str]) -> tuple[Source, ...]:

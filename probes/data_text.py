@@ -42,18 +42,19 @@ class Document:
     counted: Array
 
 
-def read_text(source: Source, spec: DataSpec, jsonl: bool) -> Examples:
-    """Read the sequences of a text or JSONL file."""
+def read_text(source: Source, spec: DataSpec, jsonl: bool, own_context: int = 0) -> Examples:
+    """Read the sequences of a text or JSONL file; `own_context` is the model's, where the user gives none."""
     content = source.read(MAX_TEXT_BYTES)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{source.name} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     if jsonl:
-        return _from_jsonl(source, spec, text)
+        return _from_jsonl(source, spec, text, own_context)
     encode, about = _encoder(source, spec, text)
     documents = [_document(encode(text))]
-    return _examples(source, spec, "text", documents, about, text)
+    context, doubts = _context(source, spec, documents, own_context)
+    return _examples(source, "text", documents, {**about, "context": context}, text, doubts)
 
 
 def is_jsonl(head: str) -> bool:
@@ -67,7 +68,7 @@ def is_jsonl(head: str) -> bool:
         return '"' in first and ":" in first
 
 
-def _from_jsonl(source: Source, spec: DataSpec, text: str) -> Examples:
+def _from_jsonl(source: Source, spec: DataSpec, text: str, own_context: int) -> Examples:
     lines = list(_objects(source, text))
     if not lines:
         raise DataError(f"{source.name} holds no lines. Give one JSON object a line.")
@@ -79,7 +80,8 @@ def _from_jsonl(source: Source, spec: DataSpec, text: str) -> Examples:
         texts = [_text(source, number, value, field) for number, value in lines]
         encode, about = _encoder(source, spec, "".join(texts))
         documents = [_document(encode(each)) for each in texts]
-    return _examples(source, spec, "JSONL", documents, {**about, "field": field}, text)
+    context, doubts = _context(source, spec, documents, own_context)
+    return _examples(source, "JSONL", documents, {**about, "field": field, "context": context}, text, doubts)
 
 
 def _objects(source: Source, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -170,12 +172,9 @@ def _tokenizer(source: Source, path: Path) -> Tokenizer:
 
 
 def _examples(
-    source: Source, spec: DataSpec, format: str, documents: list[Document], about: dict[str, Any], text: str
+    source: Source, format: str, documents: list[Document], about: dict[str, Any], text: str, doubts: list[str]
 ) -> Examples:
-    longest = max(len(each.ids) for each in documents)
-    if longest < 2:
-        raise DataError(f"{source.name}: no text has two tokens, so nothing can be predicted. Give longer texts.")
-    context, doubts = _context(source, spec, longest)
+    context: int = about["context"]
     short = sum(len(each.ids) < 2 for each in documents)
     if short:
         doubts.append(f"{short} of {len(documents)} texts have fewer than two tokens and are left out.")
@@ -191,18 +190,21 @@ def _examples(
         take=from_array(inputs),
         name_of=names.__getitem__,
         doubts=tuple(doubts),
-        about={**about, "context": context, "documents": len(documents), "largest_id": int(inputs.max())},
+        about={**about, "documents": len(documents), "largest_id": int(inputs.max())},
         lines=tuple(each[:200] for each in text[:20_000].splitlines()[:SHOWN]),
     )
 
 
-def _context(source: Source, spec: DataSpec, longest: int) -> tuple[int, list[str]]:
+def _context(source: Source, spec: DataSpec, documents: list[Document], own: int) -> tuple[int, list[str]]:
+    longest = max(len(each.ids) for each in documents)
+    if longest < 2:
+        raise DataError(f"{source.name}: no text has two tokens, so nothing can be predicted. Give longer texts.")
     if not 0 <= spec.context <= MAX_CONTEXT:
         raise DataError(f"{source.name}: a context of {spec.context} tokens; give 1 to {MAX_CONTEXT}, or 0.")
     if spec.context:
         return spec.context, []
-    context = min(DEFAULT_CONTEXT, longest - 1)
-    return context, [f"no context was given: sequences of {context} tokens are made."]
+    context = min(own or DEFAULT_CONTEXT, longest - 1)
+    return context, [] if own else [f"no context was given: sequences of {context} tokens are made."]
 
 
 def _pieces(document: Document, context: int) -> Iterator[tuple[int, Array, Array]]:

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from probes.data import preview, read_batches
+from probes.data import context_of, preview, read_batches
 from probes.errors import DataError
-from probes.specs import DataSpec
+from probes.specs import DataSpec, ModelSpec
 
 
 def text(tmp_path, content, name="t.txt", **options):
@@ -49,6 +49,22 @@ def test_without_a_context_one_is_chosen_and_said(tmp_path):
     assert read_batches(text(tmp_path, "ab" * 200)).inputs.shape[1] == 128
     batches = read_batches(text(tmp_path, "abcde"))
     assert batches.inputs.shape == (1, 4) and "sequences of 4 tokens" in batches.doubts[0]
+
+
+def test_the_context_of_the_model_is_used_where_none_is_given(tmp_path):
+    spec = text(tmp_path, "abcdefgh")
+    assert read_batches(spec, own_context=3).inputs.shape == (3, 3)
+    assert read_batches(spec, own_context=100).inputs.shape == (1, 7)
+    assert read_batches(spec, own_context=3).doubts == ()
+    assert read_batches(DataSpec(spec.files, context=5), own_context=3).inputs.shape == (2, 5)
+
+
+def test_the_context_is_found_in_arguments_or_in_the_position_table():
+    named = ModelSpec("catalogue", "small_gpt", {"context": 32})
+    folder = ModelSpec("hugging_face", folder="x")
+    assert context_of(named, {}) == 32
+    assert context_of(folder, {"transformer.wte.weight": (50, 8), "transformer.wpe.weight": (64, 8)}) == 64
+    assert context_of(folder, {"0.weight": (50, 8)}) == 0
 
 
 def test_jsonl_ids_and_padding(tmp_path):
