@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,9 +100,9 @@ class Jobs:
         self.store = store
         self.lanes = lanes
 
-    @cached_property
+    @property
     def _queue(self) -> queue.Queue:
-        return queue.Queue(self.store.root)
+        return queue.queue_of(self.store.root)
 
     def enqueue(self, spec: JobSpec) -> Job:
         """Ask for a run; the same question again returns the run that there is, whatever its state."""

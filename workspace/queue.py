@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,12 @@ def options(row: Row) -> Mapping[str, Any]:
         "app_version": VERSION,
         "priority": row["priority"],
     }
+
+
+@cache
+def queue_of(root: Path) -> Queue:
+    """Return this process's end of a workspace's queue, always the same one."""
+    return Queue(root)
 
 
 class Queue:
