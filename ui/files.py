@@ -9,7 +9,7 @@ import streamlit as st
 
 from ui.progress import ask
 from ui.questions import inspection
-from ui.state import answer, store
+from ui.state import answer, key_for, store
 from ui.text import as_text, size
 from workspace.jobs import JobSpec
 from workspace.store import StoredFile
@@ -24,15 +24,21 @@ def looks_like_data(file: StoredFile) -> bool:
 
 
 def choose(
-    label: str, wanted: Callable[[StoredFile], bool], chosen: Sequence[str], key: str, save: Callable[[list[str]], None]
+    label: str,
+    wanted: Callable[[StoredFile], bool],
+    chosen: Sequence[str],
+    name: str,
+    save: Callable[[list[str]], None],
 ) -> None:
     """Choose among the stored files; what was chosen already stays in the list whatever it is."""
     files = [each for each in store().files() if wanted(each) or each.sha256 in chosen]
     about = {each.sha256: f"{each.name} · {size(each.bytes)} · {each.sha256[:8]}" for each in files}
-    st.session_state[key] = [each for each in chosen if each in about]
+    now = [each for each in chosen if each in about]
+    key = key_for(name, now)
     st.multiselect(
         label,
         list(about),
+        default=now,
         key=key,
         format_func=lambda sha256: about.get(sha256, sha256[:8]),
         on_change=lambda: save(list(st.session_state[key])),
@@ -48,7 +54,7 @@ def from_server(key: str, took: Callable[[str], None]) -> None:
     with st.expander("Take a file from this server", icon=":material/dns:"):
         st.caption("Allowed folders:")
         st.code("\n".join(str(each) for each in allowed_roots()), language=None)
-        with st.form(f"{key}-form", border=False):
+        with st.form(f"{key}-path-form", border=False):
             path = st.text_input("Path", key=f"{key}-path", placeholder="runs/epoch-200.pt")
             if st.form_submit_button("Take"):
                 st.session_state[f"{key}-asked"] = path

@@ -9,7 +9,7 @@ import streamlit as st
 
 from ui.progress import REFRESH_SECONDS, STATES, ended, line
 from ui.shell import ROOT
-from ui.state import jobs
+from ui.state import jobs, key_for
 from ui.text import as_text, duration, moment
 from workspace.jobs import Job
 
@@ -54,15 +54,15 @@ def _row(job: Job) -> dict[str, str]:
 
 def _details(found: dict[str, Job]) -> None:
     given = st.query_params.get("job")
-    key = "job-chosen"
-    st.session_state[key] = given if given in found else None
+    now = given if given in found else None
+    key = key_for("job-chosen", now)
     st.selectbox(
         "Look at a job",
         list(found),
         key=key,
-        index=None,
+        index=list(found).index(now) if now else None,
         format_func=lambda id: f"{STATES[found[id].state][0]} · {found[id].title} · {id[:8]}",
-        on_change=_go,
+        on_change=lambda: _go(st.session_state[key]),
         placeholder="Choose one for its log, a retry or its result",
     )
     if not (job := found.get(str(given))):
@@ -84,8 +84,8 @@ def _open_result(job: Job) -> None:
         st.page_link(str(page), label=label, icon=icon, query_params={"run": job.id})
 
 
-def _go() -> None:
-    if chosen := st.session_state["job-chosen"]:
+def _go(chosen: str | None) -> None:
+    if chosen:
         st.query_params["job"] = chosen
     else:
         st.query_params.pop("job", None)

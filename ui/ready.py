@@ -43,7 +43,18 @@ def ready(bench: Bench) -> Ready | str:
         return "The model does not fit the checkpoint yet: every name and shape must match."
     if bench.data is None:
         return "No data has been chosen yet."
-    return Ready(bench.checkpoints, model, bench.data, bench.loss or usual_loss(bench.data))
+    return Ready(alike(bench, found), model, bench.data, bench.loss or usual_loss(bench.data))
+
+
+def alike(bench: Bench, first: Found) -> tuple[str, ...]:
+    """Return the checkpoints with the same tensors as the first: those that one model fits."""
+    same = _tensors(first)
+    others = ((sha256, answer(inspection(sha256))) for sha256 in bench.checkpoints)
+    return tuple(sha256 for sha256, found in others if found and _tensors(found) == same)
+
+
+def _tensors(found: Found) -> dict[str, list[int]]:
+    return {name: shape for name, shape, _ in found["shapes"]}
 
 
 def model_in_use(bench: Bench, found: Found) -> ModelSpec | None:

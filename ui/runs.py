@@ -14,7 +14,7 @@ from ui.progress import STATES, ask, ended, watch
 from ui.questions import name_of
 from ui.ready import Ready, ready
 from ui.shell import WORKBENCH
-from ui.state import jobs, result_of
+from ui.state import jobs, key_for, result_of
 from ui.step_gate import sentence
 from ui.text import as_text, duration, moment
 from workspace.jobs import Job
@@ -75,13 +75,13 @@ def _history(analyzer: type[Analyzer], job: Job | None) -> None:
         found.setdefault(job.id, job)
     if not found:
         return
-    key = f"history-{analyzer.name}"
-    st.session_state[key] = job.id if job else None
+    now = job.id if job else None
+    key = key_for(f"history-{analyzer.name}", now)
     st.selectbox(
         "Run",
         list(found),
         key=key,
-        index=None,
+        index=list(found).index(now) if now else None,
         format_func=lambda id: title_of(found[id]),
         on_change=lambda: _go(st.session_state[key]),
         placeholder="Earlier runs",

@@ -10,6 +10,7 @@ from typing import Any
 
 from analyzers import catalogue
 from analyzers._base import Result
+from probes.specs import fingerprint
 from workspace.jobs import Jobs, JobSpec
 from workspace.store import DEFAULT_FOLDER, ENVIRONMENT, Store, open_store
 from workspace.uploads import Uploads
@@ -56,6 +57,15 @@ def result_of(id: str, analyzer: str) -> Result | None:
 def names() -> dict[str, str]:
     """Return the names of the stored files by their sha256."""
     return {each.sha256: each.name for each in store().files()}
+
+
+def key_for(name: str, value: object) -> str:
+    """Return a widget's key that changes with the value it begins with.
+
+    A widget whose value also changes from outside (an upload, another tab) must not be set through its state: what
+    the browser still shows would come back as if the user had chosen it.
+    """
+    return f"{name}-{fingerprint(value)[:10]}"
 
 
 def _root() -> str:

@@ -52,7 +52,7 @@ def _offered(file: Any) -> bool:
 
 def _form(id: str, bench: Bench) -> None:
     now = bench.data or DataSpec(bench.files)
-    with st.form("data-form"):
+    with st.form("data-fields"):
         spec = _fields(bench, now)
         if st.form_submit_button("Use this data", type="primary"):
             try:
@@ -116,7 +116,7 @@ def _shown(spec: DataSpec) -> dict[str, Any] | None:
         left.code("\n".join(str(each)[:160] for each in found["lines"]), language=None)
     if found["classes"]:
         rows = pd.DataFrame([{"Class": str(name), "Examples": count} for name, count in found["classes"]])
-        right.dataframe(rows, hide_index=True, height=min(38 + 35 * len(rows), 250), alt="Examples of each class")
+        right.dataframe(rows, hide_index=True, height=min(38 + 35 * len(rows), 388), alt="Examples of each class")
     return found
 
 
@@ -125,7 +125,8 @@ def summary(found: Mapping[str, Any]) -> str:
     shape = " × ".join(str(each) for each in found["shape"])
     low, high = (number(each) for each in found["range"])
     total = found["about"].get("of", found["examples"])
-    taken = f"{found['examples']:,} of {total:,} examples" if total != found["examples"] else f"{total:,} examples"
+    few = f"{number(found['examples'])} of " if total != found["examples"] else ""
+    taken = f"{few}{number(total)} examples"
     return f"{taken}, each {shape} ({found['dtype']}), values from {low} to {high} as they enter the model"
 
 

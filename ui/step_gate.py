@@ -15,6 +15,7 @@ from ui.bench import Bench
 from ui.progress import ask, ask_all
 from ui.questions import name_of
 from ui.ready import Ready, usual_loss
+from ui.state import key_for
 from ui.text import as_text, number, percent, with_error
 
 VERDICTS = {"agrees": st.success, "differs": st.error, "at chance": st.error}
@@ -23,13 +24,14 @@ VERDICTS = {"agrees": st.success, "differs": st.error, "at chance": st.error}
 def choose_loss(id: str, bench: Bench) -> LossName:
     """Draw the choice of the loss; return the one in use."""
     now = bench.loss or usual_loss(bench.data)
-    st.session_state["bench-loss"] = now
+    key = key_for("bench-loss", now)
     st.selectbox(
         "Loss",
         LOSSES,
-        key="bench-loss",
+        index=LOSSES.index(now),
+        key=key,
         format_func=lambda each: LOSS_TITLES[each],
-        on_change=lambda: benches.put(id, loss=st.session_state["bench-loss"]),
+        on_change=lambda: benches.put(id, loss=st.session_state[key]),
         help="Mean over the examples; for language models over the predicted tokens, padding left out.",
     )
     return now
@@ -84,7 +86,8 @@ def _icon(verdict: str) -> str:
 
 def _others(ready: Ready) -> None:
     others = ready.checkpoints[1:]
-    if st.toggle(f"Judge the other {len(others)} checkpoints too", key="gate-others", persist_state="session"):
+    label = "Judge the other checkpoint too" if len(others) == 1 else f"Judge the other {len(others)} checkpoints too"
+    if st.toggle(label, key="gate-others", persist_state="session"):
         answers = ask_all([ready.gate(each) for each in others], "gate-others")
         if rows := [_row(sha256, each) for sha256, each in zip(others, answers, strict=True) if each]:
             st.dataframe(pd.DataFrame(rows), hide_index=True, alt="The gate's verdict on the other checkpoints")

@@ -15,8 +15,8 @@ from ui import bench as benches
 from ui.bench import Bench
 from ui.progress import ask
 from ui.questions import comparison
-from ui.ready import Found, is_mismatch, is_recognised, model_in_use
-from ui.state import store
+from ui.ready import Found, alike, is_mismatch, is_recognised, model_in_use
+from ui.state import key_for, store
 from ui.text import as_list, as_text, size
 
 WAYS = {
@@ -38,6 +38,7 @@ def draw(id: str, bench: Bench, found: Mapping[str, Found]) -> None:
             st.caption("Once a checkpoint has been read, its model is looked for by the names and shapes in it.")
             return
         first = found[bench.checkpoints[0]]
+        _strangers(bench, first, found)
         way = _way(bench, first)
         if way == "recognised":
             _recognised(id, bench, first)
@@ -52,45 +53,67 @@ def draw(id: str, bench: Bench, found: Mapping[str, Found]) -> None:
             _compared(bench, model)
 
 
-def _way(bench: Bench, found: Found) -> str:
-    recognised = found["recognition"]["spec"] is not None
-    family = found["recognition"]["spec"] if recognised else None
-    same = bench.model is None or (family is not None and family["name"] == bench.model.name)
-    usual: str = "recognised" if same and recognised else bench.model.source if bench.model else "catalogue"
-    return str(
-        st.segmented_control(
-            "How to find the model",
-            list(WAYS),
-            default=usual,
-            required=True,
-            format_func=lambda each: WAYS[each],
-            key=f"model-way-{bench.checkpoints[0][:8]}",
-            label_visibility="collapsed",
-            persist_state="session",
+def _strangers(bench: Bench, first: Found, found: Mapping[str, Found]) -> None:
+    """Name the checkpoints on the bench that one model cannot fit together with the first."""
+    same = alike(bench, first)
+    others = [each["name"] for sha256, each in found.items() if sha256 not in same]
+    if others:
+        st.warning(
+            f"{as_text(', '.join(others))} has other tensors than {as_text(first['name'])}, so one model does not fit "
+            "both: it is left out until it is alone on the bench or first."
         )
-        or usual
+
+
+def _way(bench: Bench, found: Found) -> str:
+    chosen = bench.model is not None and not _is_variant(bench.model, found)
+    usual = bench.model.source if bench.model is not None and chosen else "recognised"
+    return st.segmented_control(
+        "How to find the model",
+        list(WAYS),
+        default=usual,
+        required=True,
+        format_func=lambda each: WAYS[each],
+        key=f"model-way-{bench.checkpoints[0][:8]}",
+        label_visibility="collapsed",
+        persist_state="session",
     )
 
 
 def _recognised(id: str, bench: Bench, found: Found) -> None:
     recognition = found["recognition"]
     if recognition["spec"] is None:
-        st.info("The names and shapes fit no model of the catalogue. Choose one of the other ways.")
-        if recognition["reasons"]:
-            st.markdown(as_list(recognition["reasons"]))
+        st.error("No model that is known here has exactly these tensors.", icon=":material/help:")
+        st.markdown(as_list(recognition["reasons"]))
+        if is_mismatch(recognition["mismatch"]):
+            difference(recognition["mismatch"])
         return
     spec = ModelSpec.from_json(recognition["spec"])
-    if bench.model and bench.model.name == spec.name and bench.model.source == spec.source:
-        spec = bench.model
-    if is_mismatch(recognition["mismatch"]):
-        st.error(f"Closest is **{as_text(recognition['title'])}**, but the tensors differ:")
-        difference(recognition["mismatch"])
+    if bench.model is None or _is_variant(bench.model, found):
+        st.success(f"**{_title(recognition, bench.model)}**", icon=":material/check_circle:")
     else:
-        st.success(
-            f"**{as_text(recognition['title'])}** · every name and shape matches.", icon=":material/check_circle:"
-        )
+        st.info(f"Recognised: **{as_text(recognition['title'])}**. Another model is in use, see below.")
+        st.button("Use the recognised model", on_click=benches.put, args=(id,), kwargs={"model": None})
     st.markdown(as_list(recognition["reasons"]))
-    _choices(id, spec, recognition["choices"])
+    if spec.source == "text":
+        st.code(spec.text, language="python", wrap_lines=True)
+    _choices(id, bench.model or spec, recognition["choices"])
+
+
+def _title(recognition: Mapping[str, Any], chosen: ModelSpec | None) -> str:
+    if chosen is None or chosen.to_json() == recognition["spec"]:
+        return as_text(recognition["title"])
+    return as_text(FAMILIES[chosen.name].name_of(chosen.arguments))
+
+
+def _is_variant(model: ModelSpec, found: Found) -> bool:
+    """Tell whether a model is the recognised one but for what the shapes leave open."""
+    recognition = found["recognition"]
+    if recognition["spec"] is None:
+        return False
+    spec, open_to_choice = ModelSpec.from_json(recognition["spec"]), recognition["choices"]
+    fixed = {name: value for name, value in model.arguments.items() if name not in open_to_choice}
+    same = {name: value for name, value in spec.arguments.items() if name not in open_to_choice}
+    return fixed == same and replace(model, arguments={}) == replace(spec, arguments={})
 
 
 def _choices(id: str, spec: ModelSpec, choices: Mapping[str, list[Any]]) -> None:
@@ -100,20 +123,20 @@ def _choices(id: str, spec: ModelSpec, choices: Mapping[str, list[Any]]) -> None
     for (name, values), column in zip(choices.items(), st.columns(max(3, len(choices))), strict=False):
         now = spec.arguments.get(name)
         options = list(values) if now in values else [now, *values]
-        key = f"model-choice-{name}"
-        st.session_state[key] = now
+        key = key_for(f"model-choice-{name}", now)
         column.selectbox(
             name.replace("_", " ").capitalize(),
             options,
+            index=options.index(now),
             key=key,
             format_func=str,
             on_change=_set,
-            args=(id, spec, name),
+            args=(id, spec, name, key),
         )
 
 
-def _set(id: str, spec: ModelSpec, name: str) -> None:
-    arguments = {**spec.arguments, name: st.session_state[f"model-choice-{name}"]}
+def _set(id: str, spec: ModelSpec, name: str, key: str) -> None:
+    arguments = {**spec.arguments, name: st.session_state[key]}
     benches.put(id, model=replace(spec, arguments=arguments))
 
 
