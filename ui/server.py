@@ -21,6 +21,7 @@ from probes.errors import ProbeError
 from ui import bench
 from ui.state import jobs, uploads
 from ui.text import as_text
+from workspace.process import die_with_starter
 from workspace.uploads import UploadError
 
 OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -147,6 +148,7 @@ def middleware() -> list[Middleware]:
 @contextlib.asynccontextmanager
 async def lifespan(_app: object) -> AsyncIterator[None]:
     """Sweep unfinished uploads at the start and every ten minutes."""
+    die_with_starter()
     sweeping = asyncio.create_task(_sweep())
     try:
         yield

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MARK = "THEODOLITE_CHILD"  # in the environment of every process a worker starts: <workspace>:<lane>
+STARTER = "THEODOLITE_PARENT"  # in the environment: the process without which this one is not wanted
 PACE = 5  # niceness of the children: pages stay quick while they compute
 _PR_SET_PDEATHSIG = 1
 
@@ -26,6 +27,13 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def die_with_starter() -> None:
+    """Do so with the process that THEODOLITE_PARENT names: the command that started this one, if one did."""
+    parent = os.environ.pop(STARTER, None)
+    if parent:
+        die_with_parent(int(parent))
 
 
 def be_expendable() -> None:

@@ -170,6 +170,7 @@ def _mend(store: Store, engine: queue.Queue) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Serve a workspace; return 3 when another worker already does."""
     given = _arguments(arguments)
+    process.die_with_starter()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     try:
         store = open_store(given.workspace)
