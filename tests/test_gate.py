@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from probes.checkpoint import read_checkpoint
+from probes.data import read_batches
 from probes.gate import judge, stored_accuracy, stored_loss
 from probes.losses import Evaluation
+from probes.models import recognise
+from probes.objective import build_objective
+from probes.specs import DataSpec, ModelSpec
 
 
 def batches(mean=(0.5,), inputs=None):
@@ -142,3 +147,44 @@ def test_an_untrained_model_is_called_at_chance(n):
     generator = np.random.default_rng(1)
     guesses = generator.binomial(n, 0.1, 1000) / n
     assert sum(judged(evaluated(each, 2.305, n=n)).verdict == "at chance" for each in guesses) >= 990
+
+
+def judged_on(checkpoint, spec, data):
+    found = read_batches(data)
+    objective = build_objective(spec, checkpoint, found, "cross_entropy", device="cpu")
+    return judge(objective.evaluate(), checkpoint, found)
+
+
+MNIST_CNN = ModelSpec(
+    "text",
+    text="Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2), Conv2d(32, 64, 3), ReLU(), MaxPool2d(2), Flatten(), "
+    "Linear(1600, 10))",
+)
+
+
+@pytest.mark.parametrize(("run", "accuracy"), [("run1", 0.9894), ("run2", 0.9887)])
+def test_the_real_mnist_cnn_has_the_accuracies_measured_elsewhere(real, run, accuracy):
+    checkpoint = read_checkpoint(real / "mnist-cnn" / run / "epoch-200.pt")
+    gate = judged_on(checkpoint, MNIST_CNN, DataSpec((str(real / "mnist"),)))
+    assert gate.accuracy == pytest.approx(accuracy, abs=5e-5) and round(gate.loss, 3) == 0.033
+    assert gate.verdict == "nothing to compare" and gate.examples == 10_000
+
+
+def test_the_real_initialisation_is_at_chance(real):
+    checkpoint = read_checkpoint(real / "mnist-cnn" / "run1" / "epoch-000.pt")
+    assert judged_on(checkpoint, MNIST_CNN, DataSpec((str(real / "mnist"),), examples=1000)).verdict == "at chance"
+
+
+def test_the_real_resnet_agrees_and_a_wrong_normalisation_is_found(real):
+    folder = real / "cifar10-resnet20"
+    checkpoint = read_checkpoint(folder / "resnet20-12fca82f.th")
+    files = (str(folder / "cifar10-train-1000.npz"),)
+    spec = recognise(checkpoint).spec
+    right = judged_on(checkpoint, spec, DataSpec(files, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+    assert right.accuracy == pytest.approx(0.999) and round(right.loss, 4) == 0.0058
+    assert right.verdict == "agrees" and right.stored == {"best_prec1": pytest.approx(91.78)}
+    assert right.sentence.startswith("91.8 % stored (best_prec1), 99.9 % here on 1,000 examples")
+    assert "training examples?" in right.sentence
+    wrong = judged_on(checkpoint, spec, DataSpec(files))
+    assert wrong.verdict == "differs" and wrong.accuracy < 0.85
+    assert "wrong normalisation (no mean and std given)" in wrong.sentence

@@ -1,0 +1,171 @@
+"""Theodolite without a browser: inspect files, list the analyzers, run one.
+
+Results go to files and stdout, progress and refusals to stderr. Exit status: 0 done; 2 refused, with one sentence
+that says what to do; 130 stopped by Ctrl-C; 1 a mistake of ours. Torch is imported only where it is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from analyzers import catalogue
+from analyzers._base import Option
+from probes.errors import ProbeError
+from probes.specs import LOSSES
+
+REFUSED, OUR_MISTAKE, STOPPED = 2, 1, 130
+SHOWN_TENSORS = 12
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave with status 2."""
+        self.exit(REFUSED, f"{message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; return the exit status."""
+    chosen = _parser().parse_args(arguments)
+    commands: Mapping[str, Callable[[argparse.Namespace], int]] = {"inspect": _inspect, "list": _list, "run": _run}
+    try:
+        return commands[chosen.command](chosen)
+    except ProbeError as error:
+        return _refuse(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUR_MISTAKE
+    except OSError as error:
+        return _refuse(f"{error.filename or 'A file'}: {error.strerror or error}. Check the path and the free space.")
+    except KeyboardInterrupt:
+        say("Stopped.")
+        return STOPPED
+    except Exception as error:
+        if chosen.traceback:
+            raise
+        say(f"A mistake of Theodolite's own: {type(error).__name__}: {error}. With --traceback it says where.")
+        return OUR_MISTAKE
+
+
+def say(text: str) -> None:
+    """Write a line to stderr; control characters of hostile names are shown, not obeyed."""
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+def plain(text: str) -> str:
+    """Make a text safe for a terminal: one line of printable characters."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _refuse(message: str) -> int:
+    say(message)
+    return REFUSED
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m workspace", description="Theodolite without a browser.")
+    parser.add_argument("--traceback", action="store_true", help="show where a mistake of ours happened")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
+    inspect.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    inspect.add_argument("--json", action="store_true", help="one JSON object a line for each file")
+    listing = commands.add_parser("list", help="list the analyzers and their options")
+    listing.add_argument("--json", action="store_true")
+    _add_run(commands.add_parser("run", help="run an analyzer and write its result to a folder"))
+    return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument
+    add("analyzer", metavar="ANALYZER")
+    add("--checkpoint", action="append", required=True, type=Path, metavar="F", help="repeat it for several")
+    add("--model", default="", help="a name (resnet20, small_gpt:heads=2), a text (Sequential(...) or a file with "
+        "print(model)) or a Hugging Face folder; recognised when left out")  # fmt: skip
+    add("--data", action="append", required=True, metavar="D", help="a file or folder; an IDX pair is two of them")
+    add("--loss", choices=LOSSES, help="chosen by the targets when left out")
+    add("--examples", type=int, default=0, metavar="N", help="the first N (default: all)")
+    add("--shuffle", type=int, metavar="SEED", help="in an order by seed, not that of the file")
+    add("--mean", nargs="+", default=[], metavar="M", help="for each channel, on the scale of 0 to 1")
+    add("--std", nargs="+", default=[], metavar="S")
+    add("--label", default="", help="the column or field that holds the target")
+    add("--tokenizer", default="auto", help="auto, bytes, characters, or a tokenizer.json")
+    add("--context", type=int, default=0, metavar="T", help="tokens in a sequence (default: the model's own)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--micro-batch", type=int, default=0, metavar="N", help="examples at a time (default: by memory)")
+    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the analyzer, see list")
+    add("--out", required=True, type=Path, metavar="DIR", help="a new folder, or that of an earlier run")
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from probes.models import open_checkpoint as read
+    from probes.models import recognise
+
+    status = 0
+    for path in chosen.files:
+        try:
+            checkpoint = read(path)
+            about = {**checkpoint.describe(), "recognition": recognise(checkpoint).to_json()}
+        except (ProbeError, OSError) as error:
+            status = _refuse(
+                f"{path.name} cannot be read: {error.strerror}." if isinstance(error, OSError) else str(error)
+            )
+            continue
+        print(json.dumps(about, ensure_ascii=False) if chosen.json else "\n".join(map(plain, words_of(about))))
+    return status
+
+
+def words_of(about: Mapping[str, Any]) -> list[str]:
+    """Say what a checkpoint is: the lines that `inspect` prints."""
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in about["dtypes"].items())
+    said = [f"epoch {about['epoch']}"] if about["epoch"] is not None else []
+    said += [f"{name} {value:g}" for name, value in about["metrics"].items()]
+    said += [f"optimizer state: {about['optimizer']}"] if about["optimizer"] else []
+    shapes = [f"    {name} {tuple(shape)} {dtype}" for name, shape, dtype in about["shapes"][:SHOWN_TENSORS]]
+    more = len(about["shapes"]) - len(shapes)
+    found = about["recognition"]
+    return [
+        f"{about['name']}: {about['format']}, {about['bytes']:,} bytes, sha256 {about['sha256']}",
+        f"  {about['tensors']} tensors ({dtypes}), {about['parameters']:,} parameters",
+        *([f"  stored beside them: {', '.join(said)}"] if said else []),
+        *shapes,
+        *([f"    and {more} more"] if more > 0 else []),
+        f"  model: {found['title']}",
+        *(f"    {each}" for each in found["reasons"]),
+        *(f"  doubt: {each}" for each in about["doubts"]),
+    ]
+
+
+def _list(chosen: argparse.Namespace) -> int:
+    for name, analyzer in catalogue().items():
+        if chosen.json:
+            options = [{**vars(each), "kind": each.kind.__name__} for each in analyzer.options()]
+            about = {"title": analyzer.title, "question": analyzer.question, "version": analyzer.version}
+            print(json.dumps({"analyzer": name, **about, "options": options}, ensure_ascii=False))
+            continue
+        print(f"{name}: {analyzer.title}\n  {analyzer.question}")
+        for each in analyzer.options():
+            print(f"    {each.name}={each.default} ({_allowed(each)}): {each.label}. {each.help}")
+    return 0
+
+
+def _allowed(option: Option) -> str:
+    if option.choices:
+        return ", ".join(map(str, option.choices))
+    low, high = option.minimum, option.maximum
+    if low is None and high is None:
+        return option.kind.__name__
+    return f"{option.kind.__name__} {'any' if low is None else f'{low:g}'} to {'any' if high is None else f'{high:g}'}"
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from workspace.command_run import run
+
+    run(chosen, say)
+    return 0
