@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probes.errors import CheckpointError
-from probes.pickle_outline import Outline
+from probes.pickle_values import Outline
 
 _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "module", "network")
 _PREFIXES = ("module.", "_orig_mod.")

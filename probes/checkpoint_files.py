@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from probes.errors import CheckpointError
-from probes.pickle_outline import ITEM_BYTES, Outline, Storage, read_outline
+from probes.pickle_outline import read_outline
+from probes.pickle_values import ITEM_BYTES, Outline, Storage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PICKLE_BYTES = 64 * 2**20

@@ -13,57 +13,14 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from probes.errors import CheckpointError
+from probes.pickle_values import DTYPES, ITEM_BYTES, STORAGE_NAMES, Outline, Storage, short, size, sizes, stranger
 
-ITEM_BYTES = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1,
-    "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "bool": 1, "complex64": 8, "complex128": 16,
-}  # fmt: skip
-_STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-}  # fmt: skip
-_STORAGE_NAMES = {f"{module}.{name}": dtype for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")}
-_STORAGE_NAMES |= {"torch.storage.UntypedStorage": "bytes", "torch.UntypedStorage": "bytes"}
-_DTYPES = {f"torch.{name}" for name in ITEM_BYTES}
 _MAXIMUM_RANK = 16
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A stretch of bytes in the file that tensors look into: `numel` items of `dtype` ("bytes": untyped)."""
-
-    key: str
-    dtype: str
-    numel: int
-
-    @property
-    def bytes(self) -> int:
-        """Return its size."""
-        return self.numel * ITEM_BYTES.get(self.dtype, 1)
-
-
-@dataclass(frozen=True)
-class Outline:
-    """A tensor as the file declares it; its strides have been checked to stay inside its storage."""
-
-    storage: Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Return the number of elements."""
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
+_MAXIMUM_BYTES = 64 * 2**20
+_MAXIMUM_LINE = 1000
 
 
 @dataclass(frozen=True)
@@ -82,15 +39,36 @@ def read_outline(stream: IO[bytes], name: str) -> tuple[Any, dict[str, Storage]]
     machine = _Machine(name)
     instruction = ""
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in pickletools.genops(cast("IO[bytes]", _Bounded(stream))):
             instruction = opcode.name
             machine.step(instruction, argument)
         return machine.stack.pop(), machine.storages
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         where = f" at {instruction}" if instruction else ""
         raise CheckpointError(
-            f"{name} is damaged or cut short: its pickle breaks off{where} ({_short(error)}). Copy it again."
+            f"{name} is damaged or cut short: its pickle breaks off{where} ({short(error)}). Copy it again."
         ) from None
+
+
+class _Bounded:
+    """A stream that gives a pickle so many bytes and no more, whatever lengths the pickle claims."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._left = _MAXIMUM_BYTES
+
+    def read(self, count: int) -> bytes:
+        self._left -= max(count, 0)
+        if count < 0 or self._left < 0:
+            raise ValueError(f"it claims {count:,} bytes")
+        return self._stream.read(count)
+
+    def readline(self) -> bytes:
+        line = self._stream.readline(_MAXIMUM_LINE)
+        self._left -= len(line)
+        if b"\\" in line:
+            raise ValueError("a name has a backslash")
+        return line
 
 
 class _Machine:
@@ -134,7 +112,7 @@ class _Machine:
     def named(self, argument: Any) -> None:
         name = str(argument).replace(" ", ".", 1)
         if name not in _KNOWN:
-            self.refuse(_stranger(name))
+            self.refuse(stranger(name))
         self.stack.append(_Name(name))
 
     def collect(self, count: int) -> None:
@@ -178,13 +156,13 @@ class _Machine:
         self.stack.append(self.storage(*rest))
 
     def storage(self, kind: _Name, key: Any, _location: Any, numel: int, view: Any = None) -> Storage:
-        found = Storage(str(key), _STORAGE_NAMES[kind.name], _size(numel))
+        found = Storage(str(key), STORAGE_NAMES[kind.name], size(numel))
         first = self.storages.setdefault(found.key, found)
         if first.bytes != found.bytes:
             self.refuse(f"declares the storage {found.key} twice, with {first.bytes} and {found.bytes} bytes")
         if view is None:
             return found
-        start, length = _size(view[1]), _size(view[2])
+        start, length = size(view[1]), size(view[2])
         if start + length > found.numel:
             self.refuse(f"declares a view outside of the storage {found.key}")
         return Storage(f"{found.key}/{view[0]}", found.dtype, length)
@@ -196,7 +174,7 @@ class _Machine:
         if len(rest) > 3 and rest[3]:
             self.refuse("holds a tensor with attributes of its own")
         found = dtype.name.removeprefix("torch.") if isinstance(dtype, _Name) else storage.dtype
-        outline = Outline(storage, found, _size(offset), _sizes(shape), _sizes(stride))
+        outline = Outline(storage, found, size(offset), sizes(shape), sizes(stride))
         self.check(outline)
         return outline
 
@@ -205,7 +183,7 @@ class _Machine:
         if len(outline.shape) > _MAXIMUM_RANK or len(outline.shape) != len(outline.stride):
             self.refuse(f"holds a tensor of {len(outline.shape)} dimensions and {len(outline.stride)} strides")
         items = outline.storage.bytes // ITEM_BYTES[outline.dtype]
-        reach = sum((size - 1) * step for size, step in zip(outline.shape, outline.stride, strict=True))
+        reach = sum((count - 1) * step for count, step in zip(outline.shape, outline.stride, strict=True))
         if outline.numel and (outline.offset + reach >= items or outline.numel > items):
             self.refuse(f"holds a tensor of shape {outline.shape} that does not lie within its {items} stored elements")
 
@@ -300,32 +278,4 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch.device": _Machine.plain,
     "_codecs.encode": _Machine.encoded,
 }
-_KNOWN = set(_CALLS) | set(_STORAGE_NAMES) | _DTYPES
-
-
-def _stranger(name: str) -> str:
-    if "sparse" in name.lower():
-        return f"holds sparse tensors ({_printable(name)}), whose indices cannot be trusted; make them dense first"
-    if "qtensor" in name or name.startswith(("torch.q", "torch.Q", "torch.per_")):
-        return f"holds quantized tensors ({_printable(name)}), which have no gradients; save the float weights"
-    if name.startswith("torch.nn.") or "__main__" in name:
-        return f"holds a whole module or object ({_printable(name)}), which would need code to be run"
-    return f"names {_printable(name)}, which would need code to be run"
-
-
-def _printable(name: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in name)[:120]
-
-
-def _size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**48:
-        raise ValueError(f"{value!r} is no size")
-    return value
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    return tuple(_size(each) for each in values)
-
-
-def _short(error: Exception) -> str:
-    return _printable(" ".join(str(error).split())) or type(error).__name__
+_KNOWN = set(_CALLS) | set(STORAGE_NAMES) | DTYPES

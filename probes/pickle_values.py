@@ -1,0 +1,81 @@
+"""What the outline of a pickle is made of: storages, tensors as declared, and the names a state dict may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+ITEM_BYTES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1,
+    "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "bool": 1, "complex64": 8, "complex128": 16,
+}  # fmt: skip
+_STORAGES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}  # fmt: skip
+STORAGE_NAMES = {f"{module}.{name}": dtype for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")}
+STORAGE_NAMES |= {"torch.storage.UntypedStorage": "bytes", "torch.UntypedStorage": "bytes"}
+DTYPES = {f"torch.{name}" for name in ITEM_BYTES}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A stretch of bytes in the file that tensors look into: `numel` items of `dtype` ("bytes": untyped)."""
+
+    key: str
+    dtype: str
+    numel: int
+
+    @property
+    def bytes(self) -> int:
+        """Return its size."""
+        return self.numel * ITEM_BYTES.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A tensor as the file declares it; its strides have been checked to stay inside its storage."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Return the number of elements."""
+        product = 1
+        for size in self.shape:
+            product *= size
+        return product
+
+
+def stranger(name: str) -> str:
+    if "sparse" in name.lower():
+        return f"holds sparse tensors ({printable(name)}), whose indices cannot be trusted; make them dense first"
+    if "qtensor" in name or name.startswith(("torch.q", "torch.Q", "torch.per_")):
+        return f"holds quantized tensors ({printable(name)}), which have no gradients; save the float weights"
+    if name.startswith("torch.nn.") or "__main__" in name:
+        return f"holds a whole module or object ({printable(name)}), which would need code to be run"
+    return f"names {printable(name)}, which would need code to be run"
+
+
+def printable(name: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in name)[:120]
+
+
+def size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**48:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def sizes(values: Any) -> tuple[int, ...]:
+    return tuple(size(each) for each in values)
+
+
+def short(error: Exception) -> str:
+    return printable(" ".join(str(error).split())) or type(error).__name__
