@@ -168,7 +168,7 @@ def test_the_workbench_says_what_was_found_and_the_gate_is_loud(store: Store) ->
 
 
 def test_asking_shows_the_same_bench_to_every_tab(store: Store) -> None:
-    weights, data = full_bench(store)
+    weights, _ = full_bench(store)
     page(bench="b1")
     page(bench="b1")
     asked = [job for job in Jobs(store).list() if job.task == "gate"]
