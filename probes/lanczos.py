@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 Operator = Callable[[Tensor], Tensor]
+TRIES = 20  # random vectors, before the complement counts as empty
 BLOCK = 32  # basis vectors are allocated in blocks of this many
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}  # of the largest |eigenvalue|: less than this is zero
 
@@ -46,6 +48,30 @@ class Ritz:
     def scale(self) -> float:
         """The largest |value|: a lower bound of the operator's norm."""
         return float(np.abs(self.values).max(initial=0.0))
+
+
+@dataclass(frozen=True)
+class Symmetric:
+    """A symmetric operator v -> H v on flat vectors (size,) of one device and dtype."""
+
+    apply: Operator
+    size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Return H v."""
+        return self.apply(v)
+
+    def basis(self) -> Basis:
+        """Return an empty basis of its space."""
+        return Basis(self.size, self.device, self.dtype)
+
+
+def random_vector(size: int, seed: int, index: int) -> Tensor:
+    """Draw a standard normal vector (size,) float64 on the CPU: it depends on seed and index only."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % (1 << 63))
+    return torch.randn(size, generator=generator, dtype=torch.float64)
 
 
 class Basis:
@@ -119,12 +145,12 @@ class Lanczos:
         """Is there no direction left outside of the space?"""
         return self.basis.count == self.count
 
-    def step(self) -> None:
-        """Take one product."""
+    def step(self, product: Tensor | None = None) -> None:
+        """Take one product, or use the given one of the next basis vector."""
         if self.exhausted:
             raise ValueError("the Krylov space is the whole space already")
         q = self.basis[self.count]
-        w = self.operator(q).clone()
+        w = self.operator(q).clone() if product is None else product.clone()
         self.alpha.append(float(q.double() @ w.double()))
         if self.deflated is not None:
             self.deflated.remove_from(w)
@@ -143,7 +169,7 @@ class Lanczos:
         values, vectors = np.linalg.eigh(T)
         return Ritz(values, vectors, np.abs(vectors[-1]) * self.beta[-1])
 
-    def restore(self, vectors: Floats, alpha: Floats, beta: Floats, drawn: int) -> None:
+    def restore(self, vectors: NDArray[Any], alpha: Floats, beta: Floats, drawn: int) -> None:
         """Go on from what an earlier attempt kept."""
         for row in vectors[self.basis.count :]:
             self.basis.append(torch.from_numpy(row).to(self.basis.device, self.basis.dtype))
@@ -164,7 +190,7 @@ class Lanczos:
 
     def _append_fresh(self) -> None:
         """Continue with a random vector orthogonal to all so far, unless none is left."""
-        while self._room():
+        for _ in range(TRIES if self._room() else 0):
             w = self._fresh(self._drawn).to(self.basis.device, self.basis.dtype)
             self._drawn += 1
             w = w / w.norm()

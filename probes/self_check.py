@@ -8,6 +8,7 @@ from torch import Tensor
 from probes.culprit import culprit
 from probes.curvature import HessianProduct
 from probes.errors import CurvatureError
+from probes.lanczos import random_vector
 from probes.objective import Objective
 
 EXAMPLES = 8  # the check runs on a few examples, in float64
@@ -29,12 +30,6 @@ def check_curvature(objective: Objective, product: HessianProduct, seed: int) ->
     caveats = _check_differences(few, seed)
     _check_symmetry(product, seed)
     return caveats
-
-
-def random_vector(size: int, seed: int, index: int) -> Tensor:
-    """Draw a standard normal vector (size,) float64 on the CPU: it depends on seed and index only."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % (1 << 63))
-    return torch.randn(size, generator=generator, dtype=torch.float64)
 
 
 def _check_finite(objective: Objective, gradient: Tensor) -> None:
