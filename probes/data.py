@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probes.data_files import Array, Examples
+from probes.data_files import Array, Examples, words
 from probes.data_formats import find_examples
 from probes.data_images import contact_sheet
 from probes.data_targets import read_targets
@@ -23,6 +23,7 @@ from probes.errors import DataError
 from probes.specs import DataSpec, ModelSpec
 
 SEEN = 1000
+MAX_INPUT_BYTES = 8 * 2**30
 POSITIONS = ("wpe.weight", "position_embeddings.weight", "position_embedding.weight")
 
 
@@ -160,13 +161,19 @@ def _inputs(spec: DataSpec, found: Examples, raw: Array, first: list[str]) -> tu
         if spec.mean or spec.std:
             raise DataError(f"{_files(found)} holds tokens, which are not normalised. Leave mean and std empty.")
         return np.ascontiguousarray(raw, np.int64), []
-    doubts = _layout_doubts(raw) + _scale_doubts(found, raw)
-    scaled = channels_first(raw).astype(np.float32)
+    if raw.size * 4 > MAX_INPUT_BYTES:
+        amount = f"{len(raw)} examples of {raw[0].size} numbers"
+        raise DataError(f"{_files(found)}: {amount} need more than {words(MAX_INPUT_BYTES)}. Choose fewer examples.")
+    with np.errstate(over="ignore"):
+        scaled = channels_first(raw).astype(np.float32)
     if raw.dtype == np.uint8:
         scaled /= np.float32(255)
     if not np.isfinite(scaled).all():
         row = int(np.argwhere(~np.isfinite(scaled))[0][0])
-        raise DataError(f"{_files(found)}: example {row} of those chosen (from {first[0]} on) is not finite. Mend it.")
+        raise DataError(
+            f"{_files(found)}: example {row} of those chosen (from {first[0]} on) is not finite in float32. Mend it."
+        )
+    doubts = _layout_doubts(raw) + _scale_doubts(found, raw)
     return _normalise(spec, found, scaled, doubts), doubts
 
 
@@ -206,10 +213,8 @@ def _layout_doubts(raw: Array) -> list[str]:
 def _scale_doubts(found: Examples, raw: Array) -> list[str]:
     if raw.dtype == np.uint8 and found.kind == "rows":
         return [f"the rows of {raw.shape[1]} uint8 numbers are taken as pixels and divided by 255."]
-    if found.kind == "images" and raw.dtype != np.uint8 and raw.size and float(np.nanmax(raw)) > 16:
-        return [
-            f"the images are {raw.dtype} up to {float(np.nanmax(raw)):.4g} and are not divided by 255: only uint8 is."
-        ]
+    if found.kind == "images" and raw.dtype != np.uint8 and raw.size and float(raw.max()) > 16:
+        return [f"the images are {raw.dtype} up to {float(raw.max()):.4g} and are not divided by 255: only uint8 is."]
     return []
 
 

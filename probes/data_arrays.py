@@ -18,6 +18,7 @@ from probes.data_files import (
     from_array,
     open_zip,
     read_member,
+    short,
     words,
 )
 from probes.errors import DataError
@@ -138,7 +139,7 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source)
     try:
         return np.asarray(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False))
     except ValueError as error:
-        raise DataError(f"{name} is no readable array ({error}). Write the file again.") from error
+        raise DataError(f"{name} is no readable array ({short(error)}). Write the file again.") from error
 
 
 def _npy_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
@@ -149,7 +150,7 @@ def _npy_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[A
             raise ValueError(f"version {version}")
         shape, _, dtype = readers[version](file)
     except (ValueError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
-        raise DataError(f"{name} has no readable array header ({error}). Write the file again.") from error
+        raise DataError(f"{name} has no readable array header ({short(error)}). Write the file again.") from error
     if any(size < 0 for size in shape):
         raise DataError(f"{name}: its header says {shape}, a negative size. Write the file again.")
     return tuple(shape), dtype, file.tell()

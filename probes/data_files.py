@@ -7,6 +7,7 @@ A file is hostile: a megabyte can unpack to a gigabyte. Nothing here reads more 
 from __future__ import annotations
 
 import gzip
+import struct
 import unicodedata
 import zipfile
 import zlib
@@ -61,7 +62,7 @@ class Source:
                 yield cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
-                f"{self.name} is damaged: its gzip data ends or breaks ({error}). Copy it again."
+                f"{self.name} is damaged: its gzip data ends or breaks ({short(error)}). Copy it again."
             ) from error
         except OSError as error:
             raise DataError(f"{self.name} cannot be read: {error.strerror or error}. Check the path.") from error
@@ -133,14 +134,20 @@ def words(size: int) -> str:
 def open_zip(source: Source) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
     """Open a zip and list its files, after checks of names, count, encryption and declared sizes."""
     try:
-        with zipfile.ZipFile(source.path) as archive:
-            members = [each for each in archive.infolist() if not each.is_dir()]
+        with _zip(source) as archive:
+            members = [each for each in archive.infolist() if not each.filename.endswith("/")]
             _check_members(source, members)
             yield archive, members
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
-        raise DataError(f"{source.name} is a damaged or unusual zip ({error}). Copy or write it again.") from error
+        raise DataError(f"{source.name} is a damaged or unusual zip ({short(error)}). Write it again.") from error
     except OSError as error:
         raise DataError(f"{source.name} cannot be read: {error.strerror or error}. Check the path.") from error
+
+
+def short(error: object) -> str:
+    """Return the first line of what another library says, shortened, printable."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return "".join(each if each.isprintable() else "?" for each in line)[:160].rstrip(". ")
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: int = MAX_BYTES) -> bytes:
@@ -150,12 +157,21 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, li
         return read_bounded(file, f"{name}/{member.filename}", member.compress_size, limit)
 
 
+def _zip(source: Source) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(source.path)
+    except (ValueError, IndexError, struct.error, OverflowError) as error:  # zipfile lets these through
+        raise zipfile.BadZipFile(short(error)) from error
+
+
 def _check_members(source: Source, members: list[zipfile.ZipInfo]) -> None:
     if len(members) > MAX_MEMBERS:
         raise DataError(f"{source.name} holds {len(members)} files; at most {MAX_MEMBERS} are read. Split it.")
     seen: set[str] = set()
     for member in members:
         path = PurePosixPath(member.filename)
+        if not member.filename:
+            raise DataError(f"{source.name} holds a file without a name. Write the zip again.")
         if path.is_absolute() or ".." in path.parts or "\\" in member.filename or "\0" in member.orig_filename:
             raise DataError(
                 f"{source.name} holds {member.filename!r}, a path that leads out of it. Write the zip again."

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from probes.data_files import MAX_BYTES, MAX_MEMBERS, Array, Examples, Source, open_zip, read_member, words
+from probes.data_files import MAX_BYTES, MAX_MEMBERS, Array, Examples, Source, open_zip, read_member, short, words
 from probes.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -89,18 +89,19 @@ def _tile(image: Array) -> Image.Image:
 def _examples(source: Source, format: str, members: list[str], read: Read) -> Examples:
     if not members:
         raise DataError(f"{source.name} holds no PNG or JPEG images. Put them in one folder for each class.")
-    owners, classes = _classes(source, members)
+    names = [each.encode(errors="surrogateescape").decode(errors="replace") for each in members]
+    owners, classes = _classes(source, names)
 
     def take(chosen: Array) -> tuple[Array, tuple[str, ...]]:
         indices = [int(each) for each in chosen]
-        return _stack(source, [members[each] for each in indices], read(indices))
+        return _stack(source, [names[each] for each in indices], read(indices))
 
     return Examples(
         format=format,
         kind="images",
         targets=np.array([classes.index(each) for each in owners], np.int64),
         take=take,
-        name_of=lambda index: members[index],
+        name_of=names.__getitem__,
         classes=classes,
         doubts=(f"all images are in one class, {classes[0]!r}",) if len(classes) == 1 else (),
     )
@@ -185,15 +186,16 @@ def _stack(source: Source, names: list[str], contents: Iterator[bytes]) -> tuple
 def _decode(name: str, content: bytes) -> Picture:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
                 return _picture(name, image)
     except Image.DecompressionBombWarning as error:
-        raise DataError(f"{name}: {error}. Take it out or resize it.") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, Warning) as error:
-        raise DataError(f"{name} is no PNG or JPEG image that can be read ({error}). Take it out.") from error
+        raise DataError(f"{name}: {short(error)}. Take it out or resize it.") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} is no PNG or JPEG image that can be read ({short(error)}). Take it out.") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError) as error:
-        raise DataError(f"{name} is a damaged image ({error}). Take it out or write it again.") from error
+        raise DataError(f"{name} is a damaged image ({short(error)}). Take it out or write it again.") from error
 
 
 def _picture(name: str, image: Image.Image) -> Picture:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probes.data_files import MAX_BYTES, Array, Examples, Source, check_budget, from_array
+from probes.data_files import MAX_BYTES, Array, Examples, Source, check_budget, from_array, short
 from probes.data_targets import read_targets
 from probes.errors import DataError
 
@@ -31,7 +31,7 @@ def read_csv(source: Source, label: str) -> Examples:
     try:
         frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype={target: "str"}, skipinitialspace=True)
     except (ValueError, OverflowError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{source.name} is no readable table ({str(error).strip()}). Write it again.") from error
+        raise DataError(f"{source.name} is no readable table ({short(error)}). Write it again.") from error
     if list(frame.columns) != header or not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"{source.name}: its rows have more values than its first line has names. Write it again.")
     return _examples(source, "CSV", frame, target, tuple(text[:4000].splitlines()[: SHOWN + 1]))
@@ -46,7 +46,7 @@ def read_parquet(source: Source, label: str) -> Examples:
         with pq.ParquetFile(source.path, read_dictionary=[target]) as file:
             frame = file.read(use_threads=False).to_pandas(ignore_metadata=True, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{source.name} is no readable Parquet file ({error}). Write it again.") from error
+        raise DataError(f"{source.name} is no readable Parquet file ({short(error)}). Write it again.") from error
     return _examples(source, "Parquet", frame, target, tuple(str(frame.head(SHOWN)).splitlines()))
 
 
@@ -137,10 +137,13 @@ def _check_column(source: Source, name: str, column: pd.Series[Any]) -> None:
         numbers = pd.to_numeric(column, errors="coerce")
         row = int(numbers.isna().to_numpy().argmax())
         raise DataError(_not_numeric(source, name, f"{str(column.iloc[row])[:40]!r} in row {row + 1}"))
-    infinite = ~np.isfinite(column.to_numpy(np.float32))
+    with np.errstate(over="ignore"):
+        infinite = ~np.isfinite(column.to_numpy(np.float32))
     if infinite.any():
         row = int(infinite.argmax())
-        raise DataError(f"{source.name}: row {row + 1} has {column.iloc[row]} in column {name!r}. Mend or drop it.")
+        raise DataError(
+            f"{source.name}: row {row + 1} has {column.iloc[row]} in column {name!r}, too large. Mend or drop it."
+        )
 
 
 def _not_numeric(source: Source, name: str, found: str) -> str:

@@ -41,15 +41,17 @@ def _named(labels: Array, name: str) -> tuple[Array, tuple[str, ...], tuple[str,
 
 
 def _floats(labels: Array, name: str) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:
-    if not np.isfinite(labels).all():
-        row = int(np.argwhere(~np.isfinite(labels))[0][0])
+    with np.errstate(over="ignore"):
+        targets = labels.astype(np.float32)
+    if not np.isfinite(targets).all():
+        row = int(np.argwhere(~np.isfinite(targets))[0][0])
         raise DataError(f"{name}: the label of example {row} is {labels[row]}. Leave out such examples or mend them.")
     doubts: tuple[str, ...] = ()
     if labels.size and labels.ndim == 1 and (labels == np.round(labels)).all():
         doubts = (
             "the labels are floats that are all whole: taken as values, not as classes. Save integers for classes.",
         )
-    return labels.astype(np.float32), (), doubts
+    return targets, (), doubts
 
 
 def _many(labels: Array) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from probes.data_files import Array, Examples, Source, from_array, words
+from probes.data_files import Array, Examples, Source, from_array, short, words
 from probes.errors import DataError
 from probes.specs import DataSpec
 
@@ -91,7 +91,9 @@ def _objects(source: Source, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{source.name}: line {number} is no JSON ({error}). Give one object a line.") from error
+            raise DataError(
+                f"{source.name}: line {number} is no JSON ({short(error)}). Give one object a line."
+            ) from error
         if not isinstance(value, dict):
             raise DataError(f"{source.name}: line {number} is a {type(value).__name__}. Give one JSON object a line.")
         yield number, value
@@ -112,6 +114,8 @@ def _text(source: Source, number: int, value: dict[str, Any], field: str) -> str
     text = value.get(field)
     if not isinstance(text, str):
         raise DataError(f"{source.name}: line {number} has no text in {field!r} ({str(text)[:40]}). Mend or drop it.")
+    if any("\ud800" <= each <= "\udfff" for each in text):
+        raise DataError(f"{source.name}: line {number} has half a character (a lone surrogate) in {field!r}. Mend it.")
     return text
 
 
@@ -165,7 +169,9 @@ def _tokenizer(source: Source, path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises nothing more special
-        raise DataError(f"{path.name} is no tokenizer.json that can be read ({error}). Save it again.") from error
+        raise DataError(
+            f"{path.name} is no tokenizer.json that can be read ({short(error)}). Save it again."
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

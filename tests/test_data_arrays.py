@@ -190,6 +190,9 @@ def test_a_mean_on_the_scale_of_bytes_is_a_doubt(tmp_path):
         ({"x": np.array([object()] * 3), "y": np.ones(3)}, "Python objects"),
         ({"x": np.ones((3, 2)), "y": np.array([1.0, np.nan, 2.0])}, "label of example 1 is nan"),
         ({"x": np.array([[1.0], [np.inf]]), "y": np.ones(2)}, "not finite"),
+        ({"x": np.full((2, 3, 3), np.nan), "y": np.ones(2)}, "not finite"),
+        ({"x": np.full((2, 3), 1e300), "y": np.ones(2)}, "not finite in float32"),
+        ({"x": np.ones((2, 3)), "y": np.array([1.0, 1e300])}, r"label of example 1 is 1e\+300"),
         ({"x": np.array([["a"], ["b"]]), "y": np.ones(2)}, "give numbers"),
         ({"x": np.ones((0, 2)), "y": np.ones(0)}, "no examples"),
         ({"x": np.ones((3, 2)), "y": np.ones((3, 2, 2))}, "give one number or string each"),
@@ -241,6 +244,21 @@ def test_hostile_npz_members(tmp_path, member, message):
 def test_zip_members_that_lead_out_are_refused(tmp_path, name):
     with pytest.raises(DataError, match="leads out of it"):
         read_batches(zip_of(tmp_path / "d.npz", **{name: b"", "y.npy": labels_bytes()}))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_odd_member_names_are_refused(tmp_path, place):
+    np.savez(tmp_path / "d.npz", x=pixels(4, 8, 8), y=np.arange(4))
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    record = content.index(b"PK\x01\x02")
+    if place == 0:  # the name becomes empty
+        content[record + 28 : record + 30] = b"\0\0"
+    else:  # the name claims to be UTF-8 and is not
+        content[record + 9] |= 8
+        content[record + 46] = 0xFF
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"d\.npz (holds a file without a name|is a damaged or unusual zip)"):
+        read_batches(DataSpec((str(tmp_path / "d.npz"),)))
 
 
 def test_a_flipped_bit_in_a_zip_is_noticed(tmp_path):

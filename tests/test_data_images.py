@@ -86,6 +86,15 @@ def test_what_is_changed_is_said(tmp_path):
     assert np.allclose(batches.inputs[2].numpy(), colour.transpose(2, 0, 1) / 255)
 
 
+def test_palettes_with_transparency_become_colours(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8), "L").convert("P")
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=b"\x00\x80\xff\xff")
+    batches = read_batches(write_zip(tmp_path / "d.zip", {"a/1.png": buffer.getvalue()}))
+    assert batches.inputs[0, :, 0, 1].tolist() == [1, 0, 0] and batches.inputs[0, :, 1, 1].tolist() == [0, 0, 1]
+
+
 def test_one_class_only_is_a_doubt(tmp_path):
     batches = read_batches(write_zip(tmp_path / "d.zip", {"cats/1.png": encoded(pixels(4, 4))}))
     assert batches.classes == ("cats",) and "one class" in batches.doubts[0]

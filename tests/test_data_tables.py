@@ -100,6 +100,7 @@ def test_the_label_may_be_named_and_others_become_features_with_a_doubt(tmp_path
         ("a,b,label\n1,2,0\n1,NA,1\n", "row 2 has no value in column 'b'"),
         ("a,b,label\n1,2,0\n1,2,\n", "row 2 has no label in column 'label'"),
         ("a,b,label\n1,2,0\n1,inf,1\n", "row 2 has inf in column 'b'"),
+        ("a,b,label\n1,2,0\n1,1e300,1\n", r"row 2 has 1e\+300 in column 'b'"),
         ("a,b,c\n1,2,0\n", "no column label, y, target; it has 'a', 'b', 'c'"),
         ("a,label\n", "no rows"),
         ("1,2,3\n4,5,6\n", "first line holds numbers"),

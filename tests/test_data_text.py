@@ -147,6 +147,7 @@ def test_prose_with_commas_is_text(tmp_path):
         ('{"input_ids": [1, 2]}\n{"text": "a"}\n', "line 2 has None in 'input_ids'"),
         ('{"input_ids": [1, 2], "labels": [1]}\n', "2 input_ids but 1 labels"),
         ('{"text": 3}\n', "line 1 has no text"),
+        ('{"text": "a\\ud800b"}\n', "line 1 has half a character"),
         ('{"story": "a"}\n', r"no field input_ids or tokens or text \(it has 'story'\)"),
         ('{"text": "a"}\n', "nothing can be predicted"),
         ('{"a": ' + "[" * 100_000 + "\n", "line 1 is no JSON"),
