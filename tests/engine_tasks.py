@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -29,6 +30,7 @@ LANES = {
     "refuse": "device",
     "break": "device",
     "memory": "device",
+    "full": "device",
     "stuck": "device",
     "spawn": "device",
     "silent": "device",
@@ -98,6 +100,11 @@ def memory(payload: Mapping[str, Any], store: Store, folder: Path, tick: Tick) -
     np.zeros(1 << 60, dtype=np.uint8)
 
 
+def full(payload: Mapping[str, Any], store: Store, folder: Path, tick: Tick) -> None:
+    """Meet a full disk."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def stuck(payload: Mapping[str, Any], store: Store, folder: Path, tick: Tick) -> None:
     """Hang in C code that holds the interpreter's lock and heeds no signal that can be ignored."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -138,6 +145,7 @@ TASKS = {
     "refuse": Task(refuse),
     "break": Task(fail),
     "memory": Task(memory),
+    "full": Task(full),
     "stuck": Task(stuck),
     "spawn": Task(spawn),
     "silent": Task(silent),

@@ -198,6 +198,13 @@ def test_a_killed_worker_takes_its_child_along_and_the_next_one_goes_on(engine: 
     assert engine.status(id).error is None
 
 
+def test_a_killed_worker_takes_along_a_child_that_is_stuck(engine: Engine) -> None:
+    id = engine.ask("stuck")  # in C code and with the interpreter's lock: no thread of its own can look at anything
+    pid = int(until(lambda: engine.trace(id))[0])
+    engine.kill_worker()
+    until(lambda: not is_alive(pid), 2, "the child to go with its worker")
+
+
 def test_a_run_survives_its_worker_being_killed_again_and_again(engine: Engine) -> None:
     id = engine.ask("count", steps=40, seconds=0.05)
     for kill in range(3):
@@ -268,6 +275,14 @@ def test_what_was_asked_before_the_first_worker_is_done_by_it(idle: Engine) -> N
     idle.start()
     times = [idle.result(idle.wait(id).id)["at"] for id in ids]
     assert times == sorted(times)
+
+
+def test_a_lost_queue_is_made_anew(idle: Engine) -> None:
+    id = idle.ask("quick")
+    for path in idle.store.root.glob("queue.db*"):
+        path.unlink()
+    idle.start()
+    idle.wait(id)
 
 
 @pytest.mark.parametrize("task", ["stuck", "spawn"])
@@ -363,6 +378,7 @@ def test_a_refusal_is_shown_in_its_own_words_and_can_be_mended(shared: Engine) -
     [
         ("break", "It stopped with an unexpected error (runtime error); see the log."),
         ("memory", "The memory of this machine did not suffice; choose fewer examples or a smaller micro-batch."),
+        ("full", "The disk of the workspace is full; make room and retry."),
         ("silent", "It ended without a result, which is a mistake of ours; see the log."),
     ],
 )
@@ -446,7 +462,9 @@ def test_a_child_whose_import_fails_is_said_in_the_end(idle: Engine) -> None:
     with (idle.store.root / "worker.log").open("ab") as log:
         command = [sys.executable, "-m", "workspace.worker", *arguments]
         idle.workers.append(subprocess.Popen(command, cwd=ROOT, stderr=log))
-    idle.wait(idle.ask("quick"), "parked")
+    id = idle.ask("quick")
+    idle.wait(id, "parked")
+    assert "no process could be started" in idle.jobs.log(id)
     assert "no_such_tasks" in (idle.store.root / "worker.log").read_text()
 
 

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from workspace import runs
 from workspace.jobs import HEARTBEAT, LANES, Job, Jobs, JobSpec
+from workspace.queue import Queue
 from workspace.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,6 +133,25 @@ def test_a_waiting_run_is_cancelled_at_once_and_retried(jobs: Jobs) -> None:
     assert (job.state, job.position) == ("waiting", 1)
     assert not runs.begin(jobs.store, id, 1)  # the old round stays ended
     assert runs.begin(jobs.store, id, 2)
+
+
+def test_a_run_that_reached_no_queue_is_cancelled_all_the_same(jobs: Jobs) -> None:
+    spec = _spec()
+    runs.add(jobs.store, id=spec.id, payload=spec.payload, task="analysis", title="t", lane="device", priority=5)
+    jobs.cancel(spec.id)
+    assert _status(jobs, spec.id).state == "cancelled"
+
+
+def test_a_queue_that_cannot_be_written_costs_no_run(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OperationalError("INSERT", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr(Queue, "put", broken)
+    monkeypatch.setattr(Queue, "cancel", broken)
+    id = jobs.enqueue(_spec()).id
+    assert _status(jobs, id).state == "waiting"
+    jobs.cancel(id)
+    assert jobs.retry(id).state == "waiting"
 
 
 def test_only_what_ended_without_a_result_is_retried(jobs: Jobs) -> None:

@@ -8,6 +8,7 @@ log of its run. The process stays for the next order, unless an error may have l
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import importlib
 import json
@@ -80,21 +81,22 @@ def main(arguments: list[str] | None = None) -> int:
 def _carry_out(order: Mapping[str, Any], store: Store, module: ModuleType) -> Ending:
     folder = store.folder(order["id"])
     folder.mkdir(parents=True, exist_ok=True)
-    spec = {name: order[name] for name in ("task", "payload", "title")}
-    write_atomically(folder / "spec.json", json.dumps(spec, indent=1, ensure_ascii=False).encode())
     with _log_into(folder / "log.txt"):
         _note(f"begins: {order['task']}, attempt {order['attempt']}, process {os.getpid()}; {_versions()}")
         began = time.monotonic()
-        ending = _attempt(module.TASKS[order["task"]], order["payload"], store, folder)
+        ending = _attempt(order, module, store, folder)
         _note(f"ends after {time.monotonic() - began:.1f} s: {ending.error or ending.state}")
     _tidy()
     return ending
 
 
-def _attempt(task: Task, payload: Mapping[str, Any], store: Store, folder: Path) -> Ending:
+def _attempt(order: Mapping[str, Any], module: ModuleType, store: Store, folder: Path) -> Ending:
+    spec = {name: order[name] for name in ("task", "payload", "title")}
     try:
+        write_atomically(folder / "spec.json", json.dumps(spec, indent=1, ensure_ascii=False).encode())
+        task: Task = module.TASKS[order["task"]]
         with FileTick(folder) as tick:
-            task.run(payload, store, folder, tick)
+            task.run(order["payload"], store, folder, tick)
     except ProbeError as error:
         traceback.print_exc()
         return Ending("failed", str(error))
@@ -107,6 +109,8 @@ def _attempt(task: Task, payload: Mapping[str, Any], store: Store, folder: Path)
 
 
 def _unexpected(error: Exception) -> Ending:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Ending("failed", "The disk of the workspace is full; make room and retry.")
     if type(error).__name__ == "OutOfMemoryError":
         where, instead = "the GPU", "choose fewer examples or a smaller micro-batch, or run on the CPU"
     elif isinstance(error, MemoryError) or _CPU_OUT_OF_MEMORY.search(str(error)):

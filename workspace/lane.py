@@ -114,6 +114,7 @@ class Lane:
         if not go_on():
             return Ending("cancelled"), False
         if child is None:
+            self._note(order, "no process could be started for it; the worker's log says why")
             return Ending("crashed"), True
         child.send(order)
         report = asyncio.ensure_future(child.report())

@@ -99,4 +99,5 @@ class Queue:
             system_database_url=url(self._root),
             serializer=DBOSPortableJSONSerializer(),
             application_name=APPLICATION,
+            retry_connection_errors=False,  # a page must not hang; the worker mends what did not arrive
         )

@@ -102,7 +102,10 @@ class FileTick:
                 return
             self._changed = False
             value = {"share": self._share, "doing": self._doing, "seconds_left": self._left, "at": time.time()}
-        _replace(self._folder / "progress.json", value)
+        try:
+            _replace(self._folder / "progress.json", value)
+        except OSError as error:  # a full disk: the task itself will say so when it matters
+            print(f"the progress could not be written ({error})", file=sys.stderr)
 
 
 def _replace(path: Path, value: dict[str, Any]) -> None:

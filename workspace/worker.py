@@ -43,7 +43,7 @@ class Worker:
         self.device = device
         self.started = time.time()
         visible = process.visible_devices(device, os.environ)
-        settings = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
+        settings = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         device_lane = Lane("device", store.root, tasks, settings | visible)
         bench_lane = Lane("bench", store.root, tasks, settings | {"CUDA_VISIBLE_DEVICES": ""})
         self.lanes = {lane.name: lane for lane in (device_lane, bench_lane)}
@@ -122,7 +122,7 @@ class Worker:
             await _launch(self)
             print(f"The worker serves {self.store.root}, device {self.device}, process {os.getpid()}", flush=True)
             await asyncio.gather(self.beat(), self.mend())
-        except Exception:
+        except Exception:  # noqa: BLE001 (logged; whoever supervises the worker starts it again)
             _log.exception("The worker has to end")
             self._leave(1)
 
