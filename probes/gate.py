@@ -35,7 +35,7 @@ class Gate:
     """Tell whether the figures here are those that the checkpoint promises, in one sentence for the page.
 
     stored: the metric that was compared with, as it stands in the file (empty: none). accuracy and chance are
-    fractions; chance is the share of the most frequent class.
+    fractions; chance is the share of the most frequent class; the standard errors are those of the examples.
     """
 
     verdict: Verdict
@@ -45,6 +45,8 @@ class Gate:
     accuracy: float | None
     examples: int
     chance: float | None
+    loss_stderr: float | None = None
+    accuracy_stderr: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON values."""
@@ -121,7 +123,8 @@ def _tolerance(stored: Stored, found: Evaluation) -> float:
 
 def _gate(verdict: Verdict, sentence: str, stored: Stored | None, found: Evaluation) -> Gate:
     kept = {stored.name: stored.written} if stored else {}
-    return Gate(verdict, sentence, kept, found.loss, found.accuracy, found.examples, found.chance)
+    errors = (found.loss_stderr, found.accuracy_stderr)
+    return Gate(verdict, sentence, kept, found.loss, found.accuracy, found.examples, found.chance, *errors)
 
 
 def _against_accuracy(stored: Stored, found: Evaluation, accuracy: float, batches: Batches) -> tuple[Verdict, str]:

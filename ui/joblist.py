@@ -25,7 +25,12 @@ def draw() -> None:
     if not rest:
         st.caption("Nothing has ended yet.")
         return
-    st.dataframe(pd.DataFrame([_row(job) for job in rest]), hide_index=True, height=320, alt="Ended jobs")
+    st.dataframe(
+        pd.DataFrame([_row(job) for job in rest]),
+        hide_index=True,
+        height=min(38 + 35 * len(rest), 320),
+        alt="Ended jobs",
+    )
     _details({job.id: job for job in rest})
 
 

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.runtime.pages_manager import PagesManager
 
 from probes.errors import ProbeError
 from ui import bench
@@ -148,6 +149,8 @@ def middleware() -> list[Middleware]:
 @contextlib.asynccontextmanager
 async def lifespan(_app: object) -> AsyncIterator[None]:
     """Sweep unfinished uploads at the start and every ten minutes."""
+    # Else a first visit that does not begin at the root runs a file of pages/ by itself, without `st.navigation`.
+    PagesManager.uses_pages_directory = False
     die_with_starter()
     sweeping = asyncio.create_task(_sweep())
     try:
