@@ -18,6 +18,8 @@ from torch import nn
 from analyzers import catalogue
 from analyzers._base import Analyzer, Result, option
 from probes.errors import ModelError
+from probes.models import build
+from probes.specs import ModelSpec
 from workspace import command_line, command_run
 from workspace.command_line import main
 
@@ -211,6 +213,28 @@ def test_the_model_is_recognised_or_named_with_arguments(bench, fake, capsys):
     assert main(arguments(folder)) == 0
     told = result_of(folder)["values"]["loss"]
     assert plain != told  # ReLU is assumed, tanh is true
+
+
+def test_a_language_model_on_text(fake, tmp_path, capsys):
+    sizes = {"vocabulary": 5, "context": 6, "layers": 1, "heads": 2, "width": 8}
+    torch.manual_seed(0)
+    module = build(ModelSpec("catalogue", "small_gpt", sizes))
+    torch.save(module.state_dict(), tmp_path / "gpt.pt")
+    (tmp_path / "t.txt").write_text("abacadaeabacad")  # 14 characters, 13 predictions
+    base = ["run", "fake", "--checkpoint", str(tmp_path / "gpt.pt"), "--data", str(tmp_path / "t.txt")]
+    base += ["--device", "cpu", "--out", str(tmp_path / "out"), "--model", "small_gpt:heads=2"]
+    assert main(base) == 0
+    tokens = torch.tensor(["abcde".index(each) for each in "abacadaeabacad"])
+    losses = []
+    for start in (0, 6, 12):
+        piece = tokens[start : start + 7]
+        with torch.no_grad():
+            logits = module(piece[None, :-1])[0]
+        losses += nn.functional.cross_entropy(logits, piece[1:], reduction="none").tolist()
+    assert len(losses) == 13 and result_of(tmp_path)["values"]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert "Loss: Causal language model" in capsys.readouterr().err
+    assert main([*base, "--context", "3", "--tokenizer", "bytes"]) == 2
+    assert "token" in capsys.readouterr().err
 
 
 def test_a_long_text_is_no_path(fake, bench):
