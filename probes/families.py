@@ -6,15 +6,14 @@ No torch here. A finder only says what the shapes suggest; `probes.models` then 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from probes.layers import Shape, Shapes, groups, orders
 from probes.layouts import Layout, layouts
 from probes.specs import ModelSpec
 
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 Choices = Mapping[str, tuple[Any, ...]]
 
 ACTIVATION_TITLES = {
@@ -47,30 +46,6 @@ class Family:
     name_of: Callable[[Mapping[str, Any]], str]
 
 
-def groups(shapes: Shapes) -> dict[str, dict[str, Shape]]:
-    """Gather tensors by the layer they belong to, in the order of the file."""
-    found: dict[str, dict[str, Shape]] = {}
-    for name, shape in shapes.items():
-        layer, _, leaf = name.rpartition(".")
-        found.setdefault(layer, {})[leaf] = shape
-    return found
-
-
-def orders(layers: Mapping[str, dict[str, Shape]]) -> Iterator[list[tuple[str, dict[str, Shape]]]]:
-    """Yield the layers in the order of the file, then by name with numbers as numbers (safetensors sorts as text)."""
-    listed = list(layers.items())
-    yield listed
-    by_name = sorted(
-        listed, key=lambda item: [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in _parts(item[0])]
-    )
-    if by_name != listed:
-        yield by_name
-
-
-def _parts(name: str) -> list[str]:
-    return [part for part in re.split(r"(\d+)|\.", name) if part]
-
-
 def _find_mlp(shapes: Shapes, _: Mapping[str, Any]) -> Candidate | None:
     layers = groups(shapes)
     if not layers or not all(name and _is_linear(parts) for name, parts in layers.items()):
@@ -83,12 +58,16 @@ def _find_mlp(shapes: Shapes, _: Mapping[str, Any]) -> Candidate | None:
             names = [name for name, _ in order]
             arguments = {"widths": widths, "names": names, "bias": biased == {True}, "activation": "relu"}
             reasons = (
-                f"All {len(names)} layers are matrices, and each takes what the one before it gives.",
+                f"All layers are matrices, and each takes what the one before it gives: {_some(names)}.",
                 *([_UNSEEN.format("ReLU")] if len(names) > 1 else []),
             )
             choices = {"activation": _PLAIN_ACTIVATIONS} if len(names) > 1 else {}
             return Candidate(ModelSpec("catalogue", "mlp", arguments), _name_mlp(arguments), reasons, choices)
     return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names if len(names) < 8 else [*names[:3], "…", *names[-2:]])
 
 
 def _is_linear(parts: Mapping[str, Shape]) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from probes import architectures
 from probes.checkpoint import Checkpoint, read_checkpoint
 from probes.errors import ModelError
-from probes.families import FAMILIES, Candidate, Family, Shape
+from probes.families import FAMILIES, Candidate, Family
+from probes.layers import Shape
 from probes.specs import ModelSpec
 
 __all__ = ["FAMILIES", "Family", "Mismatch", "Recognition", "build", "compare", "load_model", "open_checkpoint"]

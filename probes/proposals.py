@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from probes.families import Candidate, Shape, Shapes, groups, orders
+from probes.families import Candidate
+from probes.layers import Shape, Shapes, groups, orders
 from probes.layouts import Layout, layouts
 from probes.model_text import title_of_text
 from probes.specs import ModelSpec
