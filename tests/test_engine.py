@@ -456,16 +456,18 @@ def test_a_new_worker_ends_what_an_old_one_left_behind(idle: Engine) -> None:
         other.wait()
 
 
-def test_a_child_whose_import_fails_is_said_in_the_end(idle: Engine) -> None:
-    (idle.store.root / "worker.log").touch()
+def test_a_child_that_cannot_start_is_said_at_once(idle: Engine) -> None:
+    log = idle.store.root / "worker.log"
     arguments = ["--workspace", str(idle.store.root), "--tasks", "tests.no_such_tasks"]
-    with (idle.store.root / "worker.log").open("ab") as log:
+    with log.open("ab") as file:
         command = [sys.executable, "-m", "workspace.worker", *arguments]
-        idle.workers.append(subprocess.Popen(command, cwd=ROOT, stderr=log))
+        idle.workers.append(subprocess.Popen(command, cwd=ROOT, stderr=file))
     id = idle.ask("quick")
-    idle.wait(id, "parked")
+    job = idle.wait(id, "failed")
+    assert job.error == "The process for this cannot start (module not found error); see the worker's log."
+    assert job.attempts == 1
     assert "no process could be started" in idle.jobs.log(id)
-    assert "no_such_tasks" in (idle.store.root / "worker.log").read_text()
+    assert "no_such_tasks" in log.read_text()
 
 
 def test_the_worker_refuses_a_device_in_words(tmp_path: Path) -> None:

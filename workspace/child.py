@@ -1,8 +1,8 @@
 """The process that imports torch and does the work: `python -m workspace.child`, started by the worker only.
 
-Orders come on standard input, one JSON object a line ({"id", "task", "payload", "attempt"}); reports go out on a
-descriptor of its own ({"ready"} once, then {"ended", "state", "error", "leave"}). What a task prints goes to the
-log of its run. The process stays for the next order, unless an error may have left it unfit for it.
+Orders come on standard input, one JSON object a line ({"id", "task", "title", "payload", "attempt"}). Reports go out on
+a descriptor of its own: {"ready"} or {"broken"} once, then {"ended", "state", "error", "leave"}. What a task prints goes
+to the log of its run. The process stays for the next order, unless an error may have left it unfit for it.
 """
 
 from __future__ import annotations
@@ -65,14 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
     if process.lock(given.workspace / "locks" / f"{given.lane}.lock", LANE_LOCK_SECONDS) is None:
         print(f"another process still works in the lane {given.lane}", file=sys.stderr)
         return 1
-    module = _warm(given.tasks)
-    store = Store(given.workspace)
+    try:
+        module, store = _warm(given.tasks), Store(given.workspace)
+    except Exception as error:  # noqa: BLE001 (the boundary: the worker's log gets all of it, the user a sentence)
+        traceback.print_exc()
+        _say(given.report, {"broken": f"The process for this cannot start ({_kind(error)}); see the worker's log."})
+        return 1
     _say(given.report, {"ready": os.getpid()})
     while True:
         order = orders.get()
         ending = _carry_out(order, store, module)
-        error = None if ending.error is None else ending.error[:LONGEST_ERROR]
-        about = {"state": ending.state, "error": error, "leave": ending.leave}
+        sentence = None if ending.error is None else ending.error[:LONGEST_ERROR]
+        about = {"state": ending.state, "error": sentence, "leave": ending.leave}
         _say(given.report, {"ended": order["id"], **about})
         if ending.leave:
             return ending.status
@@ -116,9 +120,12 @@ def _unexpected(error: Exception) -> Ending:
     elif isinstance(error, MemoryError) or _CPU_OUT_OF_MEMORY.search(str(error)):
         where, instead = "this machine", "choose fewer examples or a smaller micro-batch"
     else:
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
-        return Ending("failed", f"It stopped with an unexpected error ({words}); see the log.", leave=True)
+        return Ending("failed", f"It stopped with an unexpected error ({_kind(error)}); see the log.", leave=True)
     return Ending("failed", f"The memory of {where} did not suffice; {instead}.", leave=True, status=OUT_OF_MEMORY)
+
+
+def _kind(error: Exception) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
 
 
 def _warm(name: str) -> ModuleType:

@@ -73,6 +73,7 @@ class Lane:
         self._mark = process.mark_of(root, name)
         self._environment = {**os.environ, **environment, process.MARK: self._mark}
         self._child: Child | None = None
+        self._broken: str | None = None  # why the last child could not start, for the user
         self._busy = asyncio.Lock()
         self._warming: asyncio.Task[Child | None] | None = None
 
@@ -115,7 +116,7 @@ class Lane:
             return Ending("cancelled"), False
         if child is None:
             self._note(order, "no process could be started for it; the worker's log says why")
-            return Ending("crashed"), True
+            return Ending("failed", self._broken) if self._broken else Ending("crashed"), True
         child.send(order)
         report = asyncio.ensure_future(child.report())
         try:
@@ -164,7 +165,8 @@ class Lane:
             said = await asyncio.wait_for(self._child.report(), WARM_SECONDS)
         except TimeoutError:
             said = None
-        if said is None:
+        self._broken = None if said is None else said.get("broken")
+        if said is None or self._broken:
             await self._end()
         return self._child
 
