@@ -122,6 +122,13 @@ class Objective:
         other.micro_batch = min(self.micro_batch, len(rows))
         return other
 
+    def converted(self, dtype: str, micro_batch: int = 0) -> Objective:
+        """Return the same objective in a dtype, and with a micro-batch unless 0."""
+        other = self if DTYPES[dtype] == self.dtype else self.subset(len(self.inputs), dtype)
+        other.caveats = self.caveats
+        other.micro_batch = min(micro_batch or self.micro_batch, len(self.inputs))
+        return other
+
     def card(self) -> dict[str, Any]:
         """Say of what the numbers are: what must agree before two results are compared."""
         about = self.batches.about

@@ -67,7 +67,7 @@ class Spectrum:
 
     top: tuple[Pair, ...]
     bottom: tuple[Pair, ...]
-    outliers: Floats
+    outliers: tuple[Pair, ...]
     runs: tuple[Quadrature, ...]
     trace: Estimate
     frobenius: Estimate
@@ -111,7 +111,7 @@ def spectrum(operator: Symmetric, ask: Ask, tick: Tick) -> Spectrum:
     return Spectrum(
         top=tuple(top),
         bottom=tuple(bottom),
-        outliers=outliers.values,
+        outliers=tuple(sorted(outliers.found, key=lambda each: -each.value)),
         runs=tuple(run for run in runs if len(run.nodes)),
         trace=trace_of(remainder, samples, operator.dtype),
         frobenius=frobenius_of(remainder, samples, operator.dtype),
