@@ -60,7 +60,7 @@ def read_batches(spec: DataSpec, names: Mapping[str, str] | None = None, own_con
     raw, met = found.take(chosen)
     targets, classes, noted = _targets(found)
     inputs, changes = _inputs(spec, found, raw, [found.name_of(int(each)) for each in chosen[:1]])
-    x, y = torch.from_numpy(inputs), torch.from_numpy(np.ascontiguousarray(targets[chosen]))
+    x, y = torch.from_numpy(inputs), torch.from_numpy(_typed(targets[chosen]))
     return Batches(
         inputs=x,
         targets=y,
@@ -152,8 +152,12 @@ def _targets(found: Examples) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:
     if found.kind == "tokens":
         return found.targets, found.classes, ()
     if found.classes:
-        return found.targets.astype(np.int64), found.classes, ()
+        return found.targets, found.classes, ()
     return read_targets(found.targets, _files(found))
+
+
+def _typed(targets: Array) -> Array:
+    return np.ascontiguousarray(targets, np.float32 if targets.dtype.kind == "f" else np.int64)
 
 
 def _inputs(spec: DataSpec, found: Examples, raw: Array, first: list[str]) -> tuple[Array, list[str]]:

@@ -31,7 +31,7 @@ MAX_TOKENS = 2**28
 ID_FIELDS = ("input_ids", "tokens")
 SHOWN = 12
 
-Encode = Callable[[str], list[int]]
+Encode = Callable[[str], Array]
 
 
 @dataclass(frozen=True)
@@ -136,27 +136,29 @@ def _given(source: Source, number: int, value: dict[str, Any], field: str) -> Do
 
 
 def _whole(source: Source, number: int, value: Any, field: str) -> Array:
-    numbers = isinstance(value, list) and all(type(each) is int and abs(each) < 2**62 for each in value)
+    numbers = isinstance(value, list) and all(type(each) is int and abs(each) < 2**31 for each in value)
     if not numbers:
         found = str(value)[:40]
         raise DataError(f"{source.name}: line {number} has {found} in {field!r}. Give a list of whole numbers.")
-    return np.array(value, np.int64)
+    return np.array(value, np.int32)
 
 
-def _document(ids: list[int]) -> Document:
-    return Document(np.array(ids, np.int64), np.ones(len(ids), bool))
+def _document(ids: Array) -> Document:
+    return Document(ids.astype(np.int32), np.ones(len(ids), bool))
 
 
 def _encoder(source: Source, spec: DataSpec, text: str) -> tuple[Encode, dict[str, Any]]:
     if spec.tokenizer == "bytes":
-        return lambda each: list(each.encode()), {"tokenizer": "bytes", "vocabulary": 256}
+        return lambda each: np.frombuffer(each.encode(), np.uint8), {"tokenizer": "bytes", "vocabulary": 256}
     if spec.tokenizer in ("auto", "characters"):
-        known = {character: index for index, character in enumerate(sorted(set(text)))}
-        about = {"tokenizer": "characters", "vocabulary": len(known)}
-        return lambda each: [known[character] for character in each], about
+        points = sorted(map(ord, set(text)))
+        rank = np.zeros(points[-1] + 1 if points else 1, np.int32)
+        rank[points] = np.arange(len(points))
+        about = {"tokenizer": "characters", "vocabulary": len(points)}
+        return lambda each: rank[np.frombuffer(each.encode("utf-32-le"), np.uint32)], about
     tokenizer = _tokenizer(source, Path(spec.tokenizer))
     about = {"tokenizer": Path(spec.tokenizer).name, "vocabulary": tokenizer.get_vocab_size()}
-    return lambda each: list(tokenizer.encode(each).ids), about
+    return lambda each: np.array(tokenizer.encode(each).ids, np.int32), about
 
 
 def _tokenizer(source: Source, path: Path) -> Tokenizer:
@@ -181,22 +183,31 @@ def _examples(
     source: Source, format: str, documents: list[Document], about: dict[str, Any], text: str, doubts: list[str]
 ) -> Examples:
     context: int = about["context"]
-    short = sum(len(each.ids) < 2 for each in documents)
-    if short:
-        doubts.append(f"{short} of {len(documents)} texts have fewer than two tokens and are left out.")
+    long = [index for index, each in enumerate(documents) if len(each.ids) > 1]
+    if len(long) < len(documents):
+        left_out = len(documents) - len(long)
+        doubts.append(f"{left_out} of {len(documents)} texts have fewer than two tokens and are left out.")
     if sum(-(-len(each.ids) // context) * context for each in documents) > MAX_TOKENS:
         raise DataError(f"{source.name} gives over {MAX_TOKENS} tokens at context {context}. Give a smaller part.")
-    pieces = [(index, *piece) for index, each in enumerate(documents) for piece in _pieces(each, context)]
-    names = [f"{source.stem}[{index}]:{start}" for index, start, _, _ in pieces]
-    inputs = np.stack([each for _, _, each, _ in pieces])
+    pieces = [_pieces(documents[index], context) for index in long]
+    first = np.cumsum([0, *(len(inputs) for inputs, _ in pieces)])
+
+    def name_of(index: int) -> str:
+        owner = int(np.searchsorted(first, index, "right")) - 1
+        return f"{source.stem}[{long[owner]}]:{(index - int(first[owner])) * context}"
+
     return Examples(
         format=format,
         kind="tokens",
-        targets=np.stack([each for _, _, _, each in pieces]),
-        take=from_array(inputs),
-        name_of=names.__getitem__,
+        targets=np.concatenate([targets for _, targets in pieces]),
+        take=from_array(np.concatenate([inputs for inputs, _ in pieces])),
+        name_of=name_of,
         doubts=tuple(doubts),
-        about={**about, "documents": len(documents), "largest_id": int(inputs.max())},
+        about={
+            **about,
+            "documents": len(documents),
+            "largest_id": max(int(documents[each].ids.max()) for each in long),
+        },
         lines=tuple(each[:200] for each in text[:20_000].splitlines()[:SHOWN]),
     )
 
@@ -213,12 +224,11 @@ def _context(source: Source, spec: DataSpec, documents: list[Document], own: int
     return context, [] if own else [f"no context was given: sequences of {context} tokens are made."]
 
 
-def _pieces(document: Document, context: int) -> Iterator[tuple[int, Array, Array]]:
-    """Yield (start, inputs, targets) of each piece; the targets are the ids shifted by one."""
-    for start in range(0, len(document.ids) - 1, context):
-        ids = document.ids[start : start + context + 1]
-        counted = document.counted[start : start + context + 1]
-        inputs, targets = np.zeros(context, np.int64), np.full(context, IGNORED, np.int64)
-        inputs[: len(ids) - 1] = ids[:-1]
-        targets[: len(ids) - 1] = np.where(counted[1:], ids[1:], IGNORED)
-        yield start, inputs, targets
+def _pieces(document: Document, context: int) -> tuple[Array, Array]:
+    """Return inputs and targets (n, T) of the pieces of a text; the targets are the ids shifted by one."""
+    count = len(document.ids) - 1
+    shape = (-(-count // context), context)
+    inputs, targets = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
+    inputs.reshape(-1)[:count] = document.ids[:-1]
+    targets.reshape(-1)[:count] = np.where(document.counted[1:], document.ids[1:], IGNORED)
+    return inputs, targets
