@@ -13,6 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -40,7 +41,7 @@ _MAXIMUM_TEXT = 200_000
 _MAXIMUM_LAYERS = 2_000
 _MAXIMUM_DEPTH = 20
 _MAXIMUM_SIZE = 2**24
-_CHILD = re.compile(r"^\((?P<name>[^()]{1,100})\): (?:(?P<count>\d{1,6}) x )?(?P<rest>.+)$")
+_CHILD = re.compile(r"^\((?P<name>[^()]{1,100})\): (?:(?P<count>\d{1,9}) x )?(?P<rest>.+)$")
 _HEAD = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)\($")
 
 
@@ -66,9 +67,9 @@ def parse_text(text: str) -> Layer:
     root = _printed(lines) if printed else _expression(text.strip(), 0, words=False)
     if root.kind != "Sequential":
         root = Layer("Sequential", children=(("0", root),), line=root.line)
-    count = sum(1 for _ in _walk(root, 0))
+    count = sum(1 for _ in islice(_walk(root, 0), _MAXIMUM_LAYERS + 1))
     if count > _MAXIMUM_LAYERS:
-        raise ModelError(f"The model's text has {count:,} layers; at most {_MAXIMUM_LAYERS:,} are built.")
+        raise ModelError(f"The model's text has more than {_MAXIMUM_LAYERS:,} layers; that many are not built.")
     return root
 
 
