@@ -196,6 +196,16 @@ def test_a_worker_that_stops_in_good_order_costs_no_attempt(jobs: Jobs) -> None:
     assert (_status(jobs, id).state, _status(jobs, id).attempts) == ("waiting", 0)
 
 
+def test_what_a_dead_worker_left_waits_in_its_old_place(jobs: Jobs) -> None:
+    first, second = jobs.enqueue(_spec(1)).id, jobs.enqueue(_spec(2)).id
+    runs.begin(jobs.store, first, 1)
+    assert runs.resume(jobs.store) == 1
+    assert [_status(jobs, id).position for id in (first, second)] == [1, 2]
+    assert _status(jobs, first).attempts == 1  # it may have been this run that killed the worker
+    assert runs.begin(jobs.store, first, 1)
+    assert _status(jobs, first).attempts == 2
+
+
 def test_a_result_wins_over_a_cancellation_of_the_same_moment(jobs: Jobs) -> None:
     id = jobs.enqueue(_spec()).id
     runs.begin(jobs.store, id, 1)

@@ -1,8 +1,8 @@
 """The process that imports torch and does the work: `python -m workspace.child`, started by the worker only.
 
-Orders come on standard input, one JSON object a line ({"id", "task", "title", "payload", "attempt"}). Reports go out on
-a descriptor of its own: {"ready"} or {"broken"} once, then {"ended", "state", "error", "leave"}. What a task prints goes
-to the log of its run. The process stays for the next order, unless an error may have left it unfit for it.
+Orders come on standard input, one JSON object a line ({"id", "task", "title", "payload", "attempt"}). Reports go out
+on a descriptor of its own: {"ready"} or {"broken"} once, then {"ended", "state", "error", "leave"}. What a task prints
+goes to the log of its run. The process stays for the next order, unless an error may have left it unfit for it.
 """
 
 from __future__ import annotations

@@ -119,6 +119,11 @@ def put_back(store: Store, id: str, round: int) -> None:
     _change(store, id, ("running",), round, state="waiting", attempts=runs.c.attempts - 1)
 
 
+def resume(store: Store) -> int:
+    """Let every run wait again that a worker left when it died (its attempt counts); only for one that is alone."""
+    return store.write(sa.update(runs).where(runs.c.state == "running").values(state="waiting"))
+
+
 def end(store: Store, id: str, round: int, state: State, error: str | None = None) -> None:
     """Record how a round ended; a finished result counts even when it was cancelled in the same moment."""
     since: tuple[State, ...] = (*OPEN, "cancelled") if state == "done" else OPEN

@@ -182,6 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             return ALREADY_RUNNING
         process.kill_marked(process.mark_of(store.root))  # what a worker before this one may have left
+        runs.resume(store)
         store.sweep()
         worker = Worker(store, given.device, given.tasks)
     except (ProbeError, ValueError) as error:
