@@ -131,6 +131,7 @@ def test_several_checkpoints_and_micro_batches(fake, bench):
     more = ("--checkpoint", str(folder / "second.pt"), "--micro-batch", "7", "--set", "dtype=float64")
     assert main(arguments(folder, *more)) == 0
     result = result_of(folder)
+    assert command_run.analyzer_of("fake", [], 7).times == 2  # it has no option micro_batch
     assert result["card"]["names"] == ["c.pt", "second.pt"] and result["card"]["dtype"] == "float64"
     assert result["values"]["gradient"] == pytest.approx(whole["gradient"], rel=1e-5)
 
@@ -174,6 +175,12 @@ def test_refusals_are_one_sentence_and_status_2(fake, bench, capsys, more, messa
     assert status == 2 and message in said.err, said.err
     assert "Traceback" not in said.err and said.out == "" and not (folder / "out").exists()
     assert len(said.err.strip().splitlines()[-1]) > 10
+
+
+def test_the_micro_batch_reaches_an_analyzer_that_has_it():
+    assert command_run.analyzer_of("hessian_spectrum", [], 7).micro_batch == 7
+    assert command_run.analyzer_of("hessian_spectrum", ["micro_batch=3"], 7).micro_batch == 3
+    assert command_run.analyzer_of("hessian_spectrum", []).micro_batch == 0
 
 
 def test_an_unknown_analyzer_is_refused(fake, bench, capsys):
@@ -328,14 +335,16 @@ def test_the_real_mnist_cnn_gives_a_spectrum(real, tmp_path):
         "run", "hessian_spectrum", "--checkpoint", real / "mnist-cnn/run1/epoch-200.pt",
         "--data", real / "mnist/t10k-labels-idx1-ubyte.gz", "--data", real / "mnist/t10k-images-idx3-ubyte.gz",
         "--model", "Sequential(Conv2d(1,32,3), ReLU(), MaxPool2d(2), Conv2d(32,64,3), ReLU(), MaxPool2d(2), "
-        "Flatten(), Linear(1600,10))", "--examples", "100", "--device", "cpu", "--out", tmp_path / "out",
+        "Flatten(), Linear(1600,10))", "--examples", "200", "--device", "cpu", "--out", tmp_path / "out",
+        "--set", "top=3", "--set", "bottom=0", "--set", "probes=1", "--set", "steps=4", "--set", "trace_probes=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     values = result["values"]
-    assert values["accuracy"] >= 0.98 and values["examples"] == 100
+    assert values["accuracy"] >= 0.98 and values["examples"] == 200
     assert values["eigenvalues"] == sorted(values["eigenvalues"], reverse=True) and values["eigenvalues"][0] > 0
     assert len(values["eigenvalue_residuals"]) >= len(values["eigenvalues"])
+    assert len(values["eigenvalues"]) == 3 and max(values["eigenvalue_residuals"]) < 1e-3 * values["eigenvalues"][0]
     for name in ("eigenvalues_min", "trace", "trace_stderr", "frobenius_norm", "loss"):
         assert name in values
     assert list((tmp_path / "out" / "figures").glob("*.html")) and list((tmp_path / "out" / "tables").glob("*.csv"))

@@ -161,7 +161,8 @@ def _allowed(option: Option) -> str:
     low, high = option.minimum, option.maximum
     if low is None and high is None:
         return option.kind.__name__
-    return f"{option.kind.__name__} {'any' if low is None else f'{low:g}'} to {'any' if high is None else f'{high:g}'}"
+    ends = ("any" if end is None else f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (low, high))
+    return f"{option.kind.__name__} {' to '.join(ends)}"
 
 
 def _run(chosen: argparse.Namespace) -> int:

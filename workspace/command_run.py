@@ -30,11 +30,12 @@ NAME = re.compile(r"(?P<name>[A-Za-z][\w-]*)(:(?P<arguments>[\w=.,-]+))?")
 RESNET = re.compile(r"resnet[-_]?(\d+)")
 SHORT_NAMES = {"gpt": "small_gpt", "nanogpt": "small_gpt", "resnet": "cifar_resnet"}
 SECONDS_BETWEEN_LINES = 2.0
+SHOWN = 10
 
 
 def run(chosen: argparse.Namespace, say: Say) -> None:
     """Run the analyzer that was chosen and write its result; raise ProbeError for what the user can mend."""
-    analyzer = analyzer_of(chosen.analyzer, chosen.set)
+    analyzer = analyzer_of(chosen.analyzer, chosen.set, chosen.micro_batch)
     check_folder(chosen.out)
     check_device(chosen.device)
     checkpoints = tuple(open_checkpoint(path) for path in chosen.checkpoint)
@@ -54,18 +55,28 @@ def run(chosen: argparse.Namespace, say: Say) -> None:
     for each in result.caveats:
         say(f"Caveat: {each}")
     for name, value in result.values.items():
-        if isinstance(value, (int, float)):
-            print(f"{name}: {value:.6g}")
+        if isinstance(value, (int, float, list)):
+            print(f"{name}: {_shown(value)}")
     say(f"Written to {chosen.out}.")
 
 
-def analyzer_of(name: str, settings: Sequence[str]) -> Analyzer:
-    """Make an analyzer from its name and from OPTION=VALUE texts; raise ProbeError naming what is allowed."""
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        more = ", ..." if len(value) > SHOWN else ""
+        return ", ".join(_shown(each) for each in value[:SHOWN]) + more
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def analyzer_of(name: str, settings: Sequence[str], micro_batch: int = 0) -> Analyzer:
+    """Make an analyzer from its name and from OPTION=VALUE texts; raise ProbeError naming what is allowed.
+
+    micro_batch: for analyzers that have an option of this name, unless it is set.
+    """
     known = catalogue()
     if name not in known:
         raise ProbeError(f"There is no analyzer {name!r}; there is {', '.join(known)}.")
     names = [each.name for each in known[name].options()]
-    values: dict[str, str] = {}
+    values: dict[str, Any] = {"micro_batch": micro_batch} if micro_batch and "micro_batch" in names else {}
     for setting in settings:
         option, equals, value = setting.partition("=")
         if not equals or option not in names:
