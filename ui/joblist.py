@@ -28,7 +28,6 @@ def draw() -> None:
     st.dataframe(
         pd.DataFrame([_row(job) for job in rest]),
         hide_index=True,
-        height=min(38 + 35 * len(rest), 320),
         alt="Ended jobs",
     )
     _details({job.id: job for job in rest})

@@ -54,7 +54,7 @@ def card(result: Result, title: str) -> None:
     """Draw what a result is of, as a table of two columns."""
     with st.expander(title, icon=":material/badge:"):
         rows = [{"What": name.replace("_", " "), "Value": written(value)} for name, value in _flat(result.card)]
-        st.dataframe(pd.DataFrame(rows), hide_index=True, alt=title, height=38 + 35 * len(rows))
+        st.dataframe(pd.DataFrame(rows), hide_index=True, alt=title, height="content")
 
 
 def written(value: Any) -> str:

@@ -116,7 +116,7 @@ def _shown(spec: DataSpec) -> dict[str, Any] | None:
         left.code("\n".join(str(each)[:160] for each in found["lines"]), language=None)
     if found["classes"]:
         rows = pd.DataFrame([{"Class": str(name), "Examples": count} for name, count in found["classes"]])
-        right.dataframe(rows, hide_index=True, height=min(38 + 35 * len(rows), 388), alt="Examples of each class")
+        right.dataframe(rows, hide_index=True, alt="Examples of each class")
     return found
 
 

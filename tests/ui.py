@@ -1,0 +1,101 @@
+"""How the tests find things on the page. Nothing of this is promised by Streamlit, so all of it stands here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Download, Locator, Page, expect, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SOON = 30_000  # milliseconds; two busy cores
+LATE = 180_000
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Start the Chromium of this machine."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+def open_page(page: Page, address: str) -> None:
+    """Go to an address and wait for the page's script."""
+    page.goto(address)
+    ready(page)
+
+
+def ready(page: Page) -> None:
+    """Wait until no script runs; say nothing about what it drew."""
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning", timeout=SOON)
+
+
+def step(page: Page, name: str) -> Locator:
+    """Return a step of the workbench: checkpoints, model, data, gate."""
+    return page.locator(f".st-key-step-{name}")
+
+
+def upload(page: Page, kind: str, *files: Path) -> None:
+    """Give files to the uploader of a step (checkpoint or data)."""
+    page.get_by_label(f"Upload {kind} files").set_input_files([str(each) for each in files])
+
+
+def on_bench(page: Page, kind: str, text: str) -> Locator:
+    """Return a chosen file of a step."""
+    return step(page, kind).locator("[data-tag]").filter(has_text=text)
+
+
+def fill(page: Page, label: str, value: str) -> None:
+    """Write into a field."""
+    field = page.get_by_label(label, exact=True).first
+    field.fill(value)
+    field.press("Tab")
+
+
+def press(page: Page, name: str) -> None:
+    """Press a button by its words."""
+    page.get_by_role("button", name=name, exact=True).first.click()
+
+
+def success(where: Page | Locator) -> Locator:
+    """Return the green and blue boxes."""
+    return where.get_by_test_id("stAlertContentSuccess").or_(where.get_by_test_id("stAlertContentInfo"))
+
+
+def errors(where: Page | Locator) -> Locator:
+    """Return the red boxes."""
+    return where.get_by_test_id("stAlertContentError")
+
+
+def figures(page: Page) -> Locator:
+    """Return the plots that are drawn."""
+    return page.locator(".js-plotly-plot .main-svg").first
+
+
+def progress(page: Page) -> Locator:
+    """Return the bars of work under way."""
+    return page.get_by_test_id("stProgress")
+
+
+def download(page: Page, press_it: Callable[[], None]) -> Download:
+    """Return what pressing a button downloads."""
+    with page.expect_download(timeout=LATE) as caught:
+        press_it()
+    return caught.value
