@@ -98,7 +98,7 @@ def read_checkpoint(path: Path, *, name: str | None = None, sha256: str | None =
         from probes.hugging_face import checkpoint_of_folder
 
         return checkpoint_of_folder(path, name=name, sha256=sha256)
-    found = find(contents.value, name)
+    found = find(contents.value, contents.metadata, name)
     tensors = {key: TensorInfo(each.shape, each.dtype) for key, each in found.tensors.items()}
     _check_amount(contents, tensors, name)
     return Checkpoint(

@@ -33,12 +33,14 @@ class Found:
     scalars: tuple[str, ...]
 
 
-def find(value: Any, name: str) -> Found:
-    """Find the state dict in what a file holds, with the facts and doubts beside it; raise CheckpointError."""
+def find(value: Any, metadata: Mapping[str, Any], name: str) -> Found:
+    """Find the state dict in what a file holds, with the facts and doubts beside it; raise CheckpointError.
+
+    metadata: what a safetensors file says besides, all strings.
+    """
     if not isinstance(value, dict):
         what = "a single tensor" if isinstance(value, Outline) else f"a {type(value).__name__}"
         raise CheckpointError(f"{name} holds {what}, not named tensors. Save model.state_dict().")
-    value, metadata = (value[""], value["__metadata__"]) if "__metadata__" in value else (value, {})
     route, doubts = _route(value, name)
     state = value
     for step in route:
@@ -98,6 +100,8 @@ def _check_names(tensors: Mapping[str, Outline], name: str) -> None:
         raise CheckpointError(f"{name} holds no tensors. Save model.state_dict().")
     if len(tensors) > _TENSORS or max(map(len, tensors)) > _NAME:
         raise CheckpointError(f"{name} holds {len(tensors):,} tensors or a name beyond {_NAME} characters.")
+    if not all(each.isprintable() for each in tensors):
+        raise CheckpointError(f"{name} has names of tensors that cannot be printed. It is not used.")
 
 
 def _facts(
@@ -113,13 +117,14 @@ def _facts(
         if isinstance(value.get(key), dict):
             metrics |= dict(_numbers(value[key]))
     facts = {
-        "wrapper": ".".join(route),
+        "wrapper": _printable(".".join(route)),
         "prefix": prefix,
         "epoch": _first(said, _EPOCHS),
         "step": _first(said, _STEPS),
         "metrics": metrics,
         "optimizer": _optimizer(value),
         "model_args": _model_args(value),
+        "model_text": _stated(metadata),
         "tied": _tied(tensors),
     }
     return {key: each for key, each in facts.items() if each not in (None, "", {})}
@@ -127,13 +132,15 @@ def _facts(
 
 def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
     for key, each in value.items():
-        if isinstance(key, str) and type(each) in (int, float) and math.isfinite(each):
+        if _named(key) and type(each) in (int, float) and math.isfinite(each):
             yield key, each
 
 
 def _written(metadata: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Read the numbers among safetensors' metadata, which are all strings."""
     for key, each in metadata.items():
+        if not _named(key):
+            continue
         try:
             number = float(each)
         except (TypeError, ValueError):
@@ -147,7 +154,7 @@ def _first(said: Mapping[str, float], keys: tuple[str, ...]) -> int | None:
 
 
 def _scalars(value: Mapping[Any, Any]) -> tuple[str, ...]:
-    pairs = ((key, each) for key, each in value.items() if isinstance(key, str) and isinstance(each, Outline))
+    pairs = ((key, each) for key, each in value.items() if _named(key) and isinstance(each, Outline))
     return tuple(key for key, each in pairs if each.numel == 1 and _METRIC.search(key))
 
 
@@ -185,7 +192,18 @@ def _model_args(value: Mapping[Any, Any]) -> dict[str, Any]:
     if not isinstance(args, dict):
         return {}
     plain = (str, int, float, bool, type(None))
-    return {key: each for key, each in args.items() if isinstance(key, str) and isinstance(each, plain)}
+    found = {key: each for key, each in args.items() if _named(key) and isinstance(each, plain)}
+    return {key: _printable(each) if isinstance(each, str) else each for key, each in found.items()}
+
+
+def _stated(metadata: Mapping[str, Any]) -> str:
+    """Return the model as the file itself writes it down, as this app's example does; parsed later, never run."""
+    text = metadata.get("model", "")
+    return text if isinstance(text, str) and text.isprintable() and "Sequential(" in text[:40] else ""
+
+
+def _named(key: Any) -> bool:
+    return isinstance(key, str) and key.isprintable() and len(key) <= 80
 
 
 def _tied(tensors: Mapping[str, Outline]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,12 +39,16 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
 
 @dataclass(frozen=True)
 class Contents:
-    """A file that is whole: its format and what it declares, with an `Outline` in the place of every tensor."""
+    """A file that is whole: its format and what it declares, with an `Outline` in the place of every tensor.
+
+    metadata: the strings that safetensors may carry.
+    """
 
     path: Path
     format: str
     bytes: int
     value: Any
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_contents(path: Path, name: str) -> Contents | None:
@@ -56,7 +60,13 @@ def open_contents(path: Path, name: str) -> Contents | None:
         return None
     if not path.is_file():
         raise CheckpointError(f"{name} is not there, or is not a file.")
-    size = path.stat().st_size
+    try:
+        return _recognise(path, name, path.stat().st_size)
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read from the disk: {error.strerror or error}.") from None
+
+
+def _recognise(path: Path, name: str, size: int) -> Contents | None:
     with path.open("rb") as file:
         head = file.read(512)
         _refuse_others(head, name)
@@ -64,7 +74,7 @@ def open_contents(path: Path, name: str) -> Contents | None:
         if head.startswith(b"PK\x03\x04"):
             return _open_zip(path, name, size)
         if head[8:9] == b"{" and head[:8] != b"":
-            return Contents(path, "safetensors", size, _safetensors(file, size, name))
+            return Contents(path, "safetensors", size, *_safetensors(file, size, name))
         if head.startswith(b"\x80"):
             return Contents(path, "torch legacy", size, _legacy(file, size, name))
     raise CheckpointError(f"{name} is no checkpoint that this knows: bring safetensors, or what torch.save wrote.")
@@ -201,17 +211,19 @@ def _skip_storage(file: IO[bytes], storage: Storage, size: int, name: str) -> No
     file.seek(end)
 
 
-def _safetensors(file: IO[bytes], size: int, name: str) -> dict[str, Any]:
+def _safetensors(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the outlines and the metadata in a header."""
     length = int.from_bytes(file.read(8), "little")
     if length > _HEADER_BYTES or 8 + length > size:
         raise CheckpointError(f"{name} is cut short: its header claims {length:,} bytes of {size:,}. Copy it again.")
     try:
         header = json.loads(file.read(length))
-        value = {key: _safe_outline(key, about) for key, about in header.items() if key != "__metadata__"}
+        metadata = dict(header.pop("__metadata__", {}))
+        value = {key: _safe_outline(key, about) for key, about in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{name} has no readable safetensors header ({error}). Copy it again.") from None
     _check_safetensors(file, name)
-    return {"__metadata__": header.get("__metadata__", {}), "": value}
+    return value, metadata
 
 
 def _safe_outline(key: str, about: Mapping[str, Any]) -> Outline:

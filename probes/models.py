@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probes import architectures
 from probes.checkpoint import Checkpoint, read_checkpoint
@@ -102,7 +102,7 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
         return _recognise_folder(checkpoint)
     whole = all(0 not in shape for shape in shapes.values())
     found = [family.find(shapes, checkpoint.facts) for family in FAMILIES.values()] if whole else []
-    found += [propose(shapes)] if whole else []
+    found = [_stated(checkpoint), *found, *([propose(shapes)] if whole else [])]
     nearest: tuple[Candidate, Mismatch] | None = None
     for candidate in [each for each in found if each is not None]:
         mismatch = _try(candidate.spec, checkpoint)
@@ -137,15 +137,10 @@ def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     if mismatch:
         raise ModelError(f"{checkpoint.name} and {title_of(spec)}: {mismatch.sentence()} Choose another model.")
     module = build(spec)
-    tensors = checkpoint.load()
-    if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
+    if any(info.dtype == "float64" for info in checkpoint.tensors.values()):
         module = module.double()
-    own = module.state_dict(keep_vars=True)
-    _check_kinds(own, tensors, checkpoint)
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            if name in own:
-                own[name].copy_(tensor)
+        _fill(module, checkpoint)
     return module.eval()
 
 
@@ -170,6 +165,17 @@ def _recognise_folder(checkpoint: Checkpoint) -> Recognition:
     mismatch = compare(ModelSpec("hugging_face", folder=str(checkpoint.path)), checkpoint)
     reasons = (f"config.json names the architecture {about['architecture']}.", mismatch.sentence())
     return Recognition(None if mismatch else spec, about["architecture"], reasons, mismatch=mismatch or None)
+
+
+def _stated(checkpoint: Checkpoint) -> Candidate | None:
+    text = checkpoint.facts.get("model_text")
+    if not text:
+        return None
+    spec = ModelSpec("text", text=text)
+    try:
+        return Candidate(spec, title_of(spec), ("The file itself states its model.",))
+    except ModelError:
+        return None
 
 
 def _try(spec: ModelSpec, checkpoint: Checkpoint) -> Mismatch | None:
@@ -249,20 +255,18 @@ def _spare(module: nn.Module) -> dict[str, list[str]]:
     return {name: [twin for twin in twins if twin != name] for twins in names.values() for name in twins}
 
 
-def _check_kinds(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    for name, tensor in tensors.items():
-        if isinstance(own.get(name), nn.Parameter) and not tensor.is_floating_point():
+def _fill(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the tensors one by one; a tied parameter may come twice, but not with two values."""
+    own = module.state_dict(keep_vars=True)
+    filled: dict[int, str] = {}
+    for name, tensor in checkpoint.stream():
+        if isinstance(own[name], nn.Parameter) and not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ModelError(f"{checkpoint.name}: {name} is {kind}; only floating weights can be analysed.")
-    for name, twins in _tied(own).items():
-        if name in tensors and twins in tensors and not torch.equal(tensors[name], tensors[twins]):
-            raise ModelError(f"{checkpoint.name}: {name} and {twins} differ, but the model ties them to one tensor.")
-
-
-def _tied(own: Mapping[str, Tensor]) -> dict[str, str]:
-    first: dict[int, str] = {}
-    pairs = ((name, first.setdefault(id(tensor), name)) for name, tensor in own.items())
-    return {name: twin for name, twin in pairs if name != twin}
+        twin = filled.setdefault(id(own[name]), name)
+        if twin != name and not torch.equal(own[name], tensor.to(own[name].dtype)):
+            raise ModelError(f"{checkpoint.name}: {twin} and {name} differ, but the model ties them to one tensor.")
+        own[name].copy_(tensor)
 
 
 def _family(spec: ModelSpec) -> Family:

@@ -360,6 +360,18 @@ def test_values_without_named_tensors_are_refused_with_what_they_are(tmp_path: P
         assert words in refusal(tmp_path / "x")
 
 
+def test_names_that_cannot_be_printed_are_refused_or_left_out(tmp_path: Path) -> None:
+    for name in ("a\nb", "a\ud800", "\x1b[31m"):
+        torch.save({name: torch.ones(1)}, tmp_path / "x")
+        assert "cannot be printed" in refusal(tmp_path / "x")
+    torch.save({"model": state(), "loss\x1b": 1.0, "loss": 2.0, "__metadata__": {"loss": "3"}}, tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").describe()["metrics"] == {"loss": 2.0}
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    assert "not there" in refusal(tmp_path / "nothing.pt")
+
+
 def test_a_small_file_cannot_claim_large_tensors(tmp_path: Path) -> None:
     one = torch.ones(20_000)
     torch.save({f"w{count}": one[count:] for count in range(1_000)}, tmp_path / "x")

@@ -155,6 +155,17 @@ def test_the_activation_is_a_choice_with_a_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "stated"), [("Sequential(Linear(5, 4), Tanh(), Linear(4, 3))", True), ("Sequential(x)", False)]
+)
+def test_a_model_that_the_file_states_comes_first_if_it_fits(text: str, stated: bool, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    save_file(module.state_dict(), tmp_path / "x", metadata={"model": text})
+    found = recognise(read_checkpoint(tmp_path / "x"))
+    assert (found.spec == ModelSpec("text", text=text)) is stated
+    assert found.spec is not None
+
+
+@pytest.mark.parametrize(
     ("module", "shape"),
     [(LeNet5(), (2, 3, 32, 32)), (LeNet5(2, 1), (2, 1, 28, 28)), (Digits(), (2, 1, 28, 28))],
 )
