@@ -14,7 +14,7 @@ from probes.objective import Objective
 EXAMPLES = 8  # the check runs on a few examples, in float64
 VECTORS = 3
 TOLERANCE = 1e-3
-STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # a wrong product is wrong at all; a kink spoils the large ones only
+STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)  # a wrong product is wrong at all, a kink spoils large ones
 SYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
