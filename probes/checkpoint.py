@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from probes.checkpoint_facts import Found, find
 from probes.checkpoint_files import Contents, open_contents
 from probes.errors import CheckpointError
+from probes.pickle_values import NUMPY_CODES
 
 if TYPE_CHECKING:
     import torch
@@ -185,15 +188,24 @@ def _stream_safetensors(contents: Contents, found: Found, name: str) -> Tensors:
 def _load_torch(contents: Contents, name: str) -> Any:
     import torch
 
+    mmap = contents.format == "torch zip"
     try:
-        return torch.load(  # noqa: TID251  the outline has passed
-            contents.path, map_location="cpu", weights_only=True, mmap=contents.format == "torch zip"
-        )
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            return torch.load(  # noqa: TID251  the outline has passed
+                contents.path, map_location="cpu", weights_only=True, mmap=mmap
+            )
     except MemoryError:
         raise CheckpointError(f"{name} does not fit into this machine's memory.") from None
     except Exception as error:  # noqa: BLE001  torch lets some ten types through, from KeyError to struct.error
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise CheckpointError(f"{name} cannot be read by torch ({reason}). Copy it again from its source.") from None
+
+
+def _numpy_numbers() -> list[Any]:
+    """List what torch needs to read NumPy numbers under the names of NumPy 1 and 2; the outline admits no others."""
+    types = {type(np.dtype(code)) for code in NUMPY_CODES}
+    scalar = np.float64(0).__reduce__()[0]
+    return [np.dtype, *types, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
 
 
 def _not_finite(checkpoint: Checkpoint) -> list[str]:

@@ -16,7 +16,18 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from probes.errors import CheckpointError
-from probes.pickle_values import DTYPES, ITEM_BYTES, STORAGE_NAMES, Outline, Storage, short, size, sizes, stranger
+from probes.pickle_values import (
+    DTYPES,
+    ITEM_BYTES,
+    STORAGE_NAMES,
+    NumpyType,
+    Outline,
+    Storage,
+    short,
+    size,
+    sizes,
+    stranger,
+)
 
 _MAXIMUM_RANK = 16
 _MAXIMUM_BYTES = 64 * 2**20
@@ -139,6 +150,8 @@ class _Machine:
 
     def build(self, _: Any) -> None:
         state = self.stack.pop()
+        if isinstance(self.stack[-1], NumpyType) and self.stack[-1].is_state(state):
+            return
         if type(self.stack[-1]) is not OrderedDict or type(state) is not dict or set(state) - {"_metadata"}:
             self.refuse("sets attributes of an object (a hook, or a class of its own)")
 
@@ -277,5 +290,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch.Size": _Machine.plain,
     "torch.device": _Machine.plain,
     "_codecs.encode": _Machine.encoded,
+    "numpy.dtype": lambda _, code, align, copy: NumpyType(code, align, copy),
+    "numpy.core.multiarray.scalar": lambda _, kind, content: kind.number(content),
+    "numpy._core.multiarray.scalar": lambda _, kind, content: kind.number(content),
 }
 _KNOWN = set(_CALLS) | set(STORAGE_NAMES) | DTYPES

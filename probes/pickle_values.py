@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,12 @@ _STORAGES = {
 STORAGE_NAMES = {f"{module}.{name}": dtype for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")}
 STORAGE_NAMES |= {"torch.storage.UntypedStorage": "bytes", "torch.UntypedStorage": "bytes"}
 DTYPES = {f"torch.{name}" for name in ITEM_BYTES}
+
+
+NUMPY_CODES = {
+    "f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "i2": "<h", "i1": "<b", "u8": "<Q", "u4": "<I",
+    "u2": "<H", "u1": "<B", "b1": "<?",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,31 @@ class Outline:
         for size in self.shape:
             product *= size
         return product
+
+
+@dataclass(frozen=True)
+class NumpyType:
+    """The type of a NumPy number, as recipes store accuracies: one of the plain ones, little-endian."""
+
+    code: str
+    align: bool
+    copy: bool
+
+    def __post_init__(self) -> None:
+        if self.code not in NUMPY_CODES:
+            raise ValueError(f"a NumPy value of type {str(self.code)[:20]!r}")
+
+    def number(self, content: bytes) -> float:
+        """Return the number that these bytes are; raise ValueError for any other length."""
+        letters = NUMPY_CODES[self.code]
+        if not isinstance(content, bytes) or len(content) != struct.calcsize(letters):
+            raise ValueError(f"a NumPy number with other bytes than {self.code} has")
+        return struct.unpack(letters, content)[0]  # type: ignore[no-any-return]
+
+    def is_state(self, state: object) -> bool:
+        """Say whether NumPy pickles this type with this state."""
+        order = "|" if self.code in ("b1", "u1", "i1") else "<"
+        return state == (3, order, None, None, None, -1, -1, 0)
 
 
 def stranger(name: str) -> str:
