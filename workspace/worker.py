@@ -76,10 +76,12 @@ class Worker:
 
     def stop(self) -> None:
         """End in good order: what runs waits again, its children are killed, and so is this process."""
-        for lane in self.lanes.values():
-            if lane.order is not None:
-                runs.put_back(self.store, lane.order["id"], lane.order["round"])
-        self._leave(0)
+        try:
+            for lane in self.lanes.values():
+                if lane.order is not None:
+                    runs.put_back(self.store, lane.order["id"], lane.order["round"])
+        finally:
+            self._leave(0)
 
     def _leave(self, status: int) -> None:
         for lane in self.lanes.values():
