@@ -27,7 +27,7 @@ def template() -> go.layout.Template:
         "xaxis": axis,
         "yaxis": axis,
         "legend": {"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0},
-        "margin": {"l": 70, "r": 20, "t": 70, "b": 60},
+        "margin": {"l": 70, "r": 20, "t": 90, "b": 60},
         "hoverlabel": {"align": "left"},
     }
     return go.layout.Template(layout=layout)

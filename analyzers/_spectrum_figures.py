@@ -25,8 +25,9 @@ def density_figure(
     card: Mapping[str, Any], values: Mapping[str, Any], arrays: Arrays, smoothing: float = SMOOTHING
 ) -> go.Figure:
     """Draw the density on a log axis: curve and band of the bulk, one stem for each converged eigenvalue."""
-    result = figure("Spectral density of the Hessian", _about(card), EIGENVALUE, DENSITY)
     size, sigma = int(card["parameters"]), _sigma(arrays, smoothing)
+    words = f"Gaussian smoothing σ = {sigma:.3g} ({100 * smoothing:.2g} % of the range); {_mass(values)}"
+    result = figure("Spectral density of the Hessian", f"{_about(card)}<br>{words}", EIGENVALUE, DENSITY)
     grid = _grid(arrays, sigma)
     peak = 1 / (size * sigma * np.sqrt(2 * np.pi))
     floor = peak / 10
@@ -40,11 +41,7 @@ def density_figure(
         _add_line(result, grid, exact, floor, COLOURS[2], "exact (dense matrix)", dash="dot")
     _add_stems(result, arrays, peak, floor)
     tallest = max(peak, *(float(curve.max()) for curve in curves)) if len(curves) else 100 * peak
-    result.update_yaxes(type="log", range=[np.log10(floor), np.log10(tallest) + 0.3], exponentformat="power")
-    words = f"Smoothed with a Gaussian of σ = {sigma:.3g} ({100 * smoothing:.2g} % of the range); " + _mass(values)
-    result.add_annotation(
-        text=words, showarrow=False, xref="paper", yref="paper", x=1, y=1.02, xanchor="right", yanchor="bottom"
-    )
+    result.update_yaxes(type="log", range=[np.log10(floor), np.log10(tallest) + 0.3], exponentformat="power", dtick=1)
     return result
 
 
@@ -90,7 +87,7 @@ def overlay(results: Sequence[Result], smoothing: float = SMOOTHING) -> Mapping[
         known = _smooth(grid, each.arrays["outliers"], np.full(len(each.arrays["outliers"]), 1 / size), sigma)
         rest = curve.mean(0) if len(curve) else 0.0
         _add_line(result, grid, known + rest, floor, colour, _checkpoint(each.card) or f"result {index + 1}")
-    result.update_yaxes(type="log", exponentformat="power")
+    result.update_yaxes(type="log", exponentformat="power", dtick=1)
     return {"spectral_density_overlay": result}
 
 

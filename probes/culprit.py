@@ -14,6 +14,7 @@ from probes.objective import Objective
 from probes.strict import strict
 
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+WRONG = "has a wrong second derivative (its backward is marked once_differentiable, or detaches?)"
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
@@ -85,7 +86,7 @@ def _compare(run: Any, point: list[Tensor], seed: int) -> str:
     except (RuntimeError, CurvatureError):
         return "has no second derivative"
     errors = [_error(run, point, v, Hv, step) for step in STEPS]
-    return "has a wrong second derivative" if min(errors) > 1e-3 else ""
+    return WRONG if min(errors) > 1e-3 else ""
 
 
 def _error(run: Any, point: list[Tensor], v: list[Tensor], Hv: list[Tensor], step: float) -> float:
@@ -108,11 +109,11 @@ def _gradient(run: Any, z: list[Tensor], *, graph: bool) -> list[Tensor]:
 
 
 def _weighed(output: Any) -> Tensor:
-    """Turn any output into one number with fixed, uneven weights, so that no gradient cancels."""
+    """Turn any output into one number: uneven weights, so that nothing cancels, and curved, as a loss is."""
     tensors = output if isinstance(output, tuple | list) else (output,)
     total = torch.zeros((), dtype=torch.float64)
     for each in tensors:
         if isinstance(each, Tensor) and each.is_floating_point():
             weights = torch.linspace(0.5, 1.5, each.numel(), dtype=each.dtype, device=each.device)
-            total = total.to(each.device) + (weights.view_as(each) * each).sum()
+            total = total.to(each.device) + (weights.view_as(each) * (each + each.square() / 2)).sum()
     return total

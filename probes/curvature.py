@@ -112,7 +112,7 @@ def second_derivative(
 def explained(error: RuntimeError) -> CurvatureError:
     """Turn autograd's words about a missing second derivative into ours, naming the operation."""
     text = str(error)
-    operation = re.search(r"derivative for (?:aten::)?(\S+) is not implemented", text)
+    operation = re.search(r"derivative for '?(?:aten::)?([\w.]+)'? is not implemented", text)
     if operation:
         return CurvatureError(
             f"The operation `{operation[1]}` has no second derivative in PyTorch, so this model has no Hessian here; "
