@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from probes.checkpoint import Checkpoint, TensorInfo, hash_file, read_checkpoint
 from probes.errors import CheckpointError, ModelError
-from probes.hugging_face_files import folder_of, read_config, weight_files
+from probes.hugging_face_files import folder_of, read_config, read_history, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +63,7 @@ def checkpoint_of_folder(path: Path, *, name: str | None = None, sha256: str | N
         bytes=sum(shard.bytes for shard in shards),
         format=f"Hugging Face {'folder' if path.is_dir() else 'zip'}, {shards[0].format}",
         tensors=_tensors(shards, names),
-        facts={"hugging_face": about, **({"tied": {names[a]: names[b] for a, b in tied.items()}} if tied else {})},
+        facts={"hugging_face": about, **read_history(folder), **_tied(tied, names)},
         doubts=(*doubts, *(doubt for shard in shards for doubt in shard.doubts)),
         stream=lambda: _stream(shards, names),
     )
@@ -211,6 +211,11 @@ def _renamer(model: nn.Module, own: Mapping[str, Tensor]) -> Callable[[str], str
 
 def _tensors(shards: list[Checkpoint], names: Mapping[str, str]) -> dict[str, TensorInfo]:
     return {names[key]: info for shard in shards for key, info in shard.tensors.items() if key in names}
+
+
+def _tied(tied: Mapping[str, str], names: Mapping[str, str]) -> dict[str, Any]:
+    known = {names[key]: names[twin] for key, twin in tied.items() if key in names and twin in names}
+    return {"tied": known} if known else {}
 
 
 def _stream(shards: list[Checkpoint], names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:

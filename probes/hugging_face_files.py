@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import re
 import shutil
 import stat
@@ -14,21 +15,25 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from probes.errors import CheckpointError
 
 _CONFIG_BYTES = 2**20
 _INDEX_BYTES = 64 * 2**20
+_HISTORY_BYTES = 64 * 2**20
 _DEPTH = 64
 _SPARE_BYTES = 64 * 2**20
 _PIECE = 2**20
-_WANTED = re.compile(r"^(config\.json|[\w.-]+\.safetensors|pytorch_model[\w.-]*\.bin|[\w.-]+\.index\.json)$")
+_WANTED = re.compile(
+    r"^(config\.json|trainer_state\.json|[\w.-]+\.safetensors|pytorch_model[\w.-]*\.bin|[\w.-]+\.index\.json)$"
+)
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _DROPPED = re.compile(
     r"^(auto_map|attn_implementation|_attn_.*|_name_or_path|quantization_config|custom_pipelines|dtype|torch_dtype|"
     r".*_file|.*_path|trust_remote_code|use_pretrained_backbone|transformers_version|_commit_hash)$"
 )
+_METRIC = re.compile(r"^eval_(?!runtime|samples|steps|jit)\w{1,60}$")
 _unpacked: dict[tuple[str, int, int], Path] = {}
 
 
@@ -41,8 +46,10 @@ def folder_of(path: Path) -> Path:
     about = path.stat()
     key = (str(path.resolve()), about.st_size, about.st_mtime_ns)
     if key not in _unpacked:
-        target = Path(tempfile.mkdtemp(prefix="theodolite-folder-"))
-        atexit.register(shutil.rmtree, target, ignore_errors=True)
+        home = Path(tempfile.mkdtemp(prefix="theodolite-"))
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        target = home / (path.stem or "folder")  # errors name it
+        target.mkdir()
         unpack(path, target)
         _unpacked[key] = target
     return _unpacked[key]
@@ -85,6 +92,24 @@ def weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
             return [_inside(folder, single)], None
     others = sorted(each.name for each in folder.glob("*.safetensors"))
     return ([_inside(folder, others[0])], None) if len(others) == 1 else ([], None)
+
+
+def read_history(folder: Path) -> dict[str, Any]:
+    """Read what transformers' Trainer left: epoch, step and the last evaluation; {} when it left nothing."""
+    if not (folder / "trainer_state.json").is_file():
+        return {}
+    state = _json(folder / "trainer_state.json", _HISTORY_BYTES)
+    history = state.get("log_history")
+    rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
+    last: dict[str, Any] = next((row for row in reversed(rows) if "eval_loss" in row), {})
+    metrics = {key: value for key, value in last.items() if _METRIC.match(key) and _is_number(value)}
+    found = {"step": state.get("global_step"), "epoch": state.get("epoch")}
+    numbers = {key: int(value) for key, value in found.items() if _is_number(value)}
+    return {**numbers, **({"metrics": metrics} if metrics else {})}
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _wanted(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:

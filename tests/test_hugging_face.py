@@ -149,6 +149,16 @@ def test_a_stored_zip_is_named_by_its_hash(folder: Path, tmp_path: Path) -> None
     assert recognise(read_checkpoint(stored, name="gpt.zip", sha256=sha256)).spec.folder == sha256
 
 
+def test_what_the_trainer_wrote_down_is_found(folder: Path) -> None:
+    rows = [{"eval_loss": 0.9, "eval_accuracy": 0.5}, {"loss": 0.1}, {"eval_loss": 0.4, "eval_accuracy": 0.8}, {}]
+    rows[2] |= {"eval_runtime": 3.0, "eval_note": "text"}
+    state = {"epoch": 3.0, "global_step": 120, "log_history": rows}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    said = read_checkpoint(folder).describe()
+    assert said["epoch"] == 3
+    assert said["metrics"] == {"eval_loss": 0.4, "eval_accuracy": 0.8}
+
+
 # Exactness
 
 
