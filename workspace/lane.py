@@ -94,9 +94,11 @@ class Lane:
             try:
                 ending, leaves = await self._run(order, go_on)
                 if leaves:
+                    self._note_cancelled(order, ending.state == "cancelled")
                     await self._end()
                 return ending
-            except asyncio.CancelledError:
+            except asyncio.CancelledError:  # the workflow was cancelled, perhaps while the above was under way
+                self._note_cancelled(order, self._child is not None)
                 await self._end()
                 raise
             finally:
@@ -123,8 +125,6 @@ class Lane:
             while not report.done():
                 await asyncio.wait({report}, timeout=SECONDS_BETWEEN_LOOKS)
                 if not report.done() and not go_on():
-                    await self._end()
-                    self._note(order, "its process was ended: cancelled")
                     return Ending("cancelled"), True
             said = report.result()
         finally:
@@ -183,6 +183,10 @@ class Lane:
         except TimeoutError:  # stuck in the kernel; the next child waits for its lock
             print(f"the process {child.process.pid} of the lane {self.name} does not end", file=sys.stderr)
         return child.process.returncode
+
+    def _note_cancelled(self, order: Order, is_so: bool) -> None:
+        if is_so:
+            self._note(order, "its process is ended: cancelled")
 
     def _note(self, order: Order, text: str) -> None:
         path = self._root / "runs" / order["id"] / "log.txt"
