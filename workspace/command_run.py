@@ -55,7 +55,7 @@ def run(chosen: argparse.Namespace, say: Say) -> None:
     for each in result.caveats:
         say(f"Caveat: {each}")
     for name, value in result.values.items():
-        if isinstance(value, (int, float, list)):
+        if isinstance(value, (int, float)) or (isinstance(value, list) and value):
             print(f"{name}: {_shown(value)}")
     say(f"Written to {chosen.out}.")
 
