@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 _GREY = (28, 32, 8, 64, 16, 96, 224)
+_MOST_OPEN = 8
 _COLOUR = (32, 28, 64, 96, 224, 16, 8)
 
 
@@ -46,11 +47,12 @@ def layouts(
 
 
 def _pools(pooled: Sequence[bool | None]) -> list[tuple[bool, ...]]:
-    """List the pools that are possible: all, only the last, then the others."""
-    options = [(True, False) if known is None else (known,) for known in pooled[:12]]
-    listed = list(product(*options))
-    last = tuple(each is not False and place == len(pooled) - 1 for place, each in enumerate(pooled))
-    return sorted(listed, key=lambda pools: (not all(pools), pools != last))
+    """List the pools that are possible: all, only the last, then the others where few are open."""
+    few = sum(known is None for known in pooled) <= _MOST_OPEN
+    last = tuple(place == len(pooled) - 1 if known is None else known for place, known in enumerate(pooled))
+    every, none = (tuple(default if known is None else known for known in pooled) for default in (True, False))
+    others = product(*[(True, False) if known is None else (known,) for known in pooled]) if few else [none]
+    return list(dict.fromkeys((every, last, *others)))
 
 
 def _paddings(kernels: Sequence[int]) -> list[tuple[int, ...]]:

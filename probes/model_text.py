@@ -103,7 +103,7 @@ def _build(layer: Layer) -> nn.Module:
         bound = inspect.signature(make).bind(*layer.arguments, **keywords)
         bound.arguments.pop("inplace", None)
         return make(*bound.args, **bound.kwargs)  # type: ignore[no-any-return]
-    except (TypeError, ValueError, RuntimeError, IndexError, OverflowError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AssertionError) as error:
         raise ModelError(f"Line {layer.line}: {layer.kind} cannot be built with these arguments: {error}.") from None
 
 

@@ -132,6 +132,7 @@ def test_a_pasted_text_is_a_model_like_any_other(tmp_path: Path) -> None:
         ("Sequential(Linear(2))", "Linear cannot be built"),
         ("Sequential(Linear(2, -3))", "Linear cannot be built"),
         ("Sequential(Linear(2, 3, colour=1))", "colour"),
+        ("Sequential(GroupNorm(0, 1))", "GroupNorm cannot be built"),
         ("Sequential(Conv2d(1, 2, 3, padding_mode='/etc/passwd'))", "/etc/passwd"),
         ("Sequential(OrderedDict([('a.b', ReLU())]))", "without dots"),
         ("Sequential(OrderedDict([('a', ReLU()), ('a', ReLU())]))", "same name"),

@@ -262,6 +262,20 @@ def test_chains_are_proposed_from_gaps_and_shapes(module: nn.Module, shape: tupl
     assert recognise(checkpoint).title.startswith("proposed:")
 
 
+def test_deep_chains_are_proposed_in_time(tmp_path: Path) -> None:
+    widths = [3, 4, 4, 6, 6, 6, 6, 8, 8, 8, 8, 8, 8, 8]  # as VGG-16 has them: a pool after 2, 4, 7, 10, 13
+    layers: list[nn.Module] = []
+    for count in range(13):
+        layers += [nn.Conv2d(widths[count], widths[count + 1], 3, padding=1), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if count + 1 in (2, 4, 7, 10, 13) else []
+    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 49, 5))
+    same(module, saved(module, tmp_path), torch.randn(1, 3, 224, 224))
+    names = {f"part{count}": layer for count, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)}
+    unnumbered = {chr(97 + place) + name: layer for place, (name, layer) in enumerate(names.items())}
+    odd = nn.ModuleDict({**unnumbered, "z": nn.Linear(8 * 49, 5)})
+    assert recognise(saved(odd, tmp_path)).to_json()["reasons"]
+
+
 class Attention(nn.Module):
     """An independent GPT: nanoGPT's names, attention written out."""
 
