@@ -66,7 +66,8 @@ def title_of(job: Job) -> str:
     """Name a run in a list, as raw text."""
     started = moment(job.created)
     took = f", {duration(job.ended - job.started)}" if job.ended and job.started and job.state == "done" else ""
-    return f"{job.title} · {STATES[job.state][0].lower()}{took} · {started} · {job.id[:6]}"
+    state = "under way" if job.is_open else STATES[job.state][0].lower()
+    return f"{job.title} · {state}{took} · {started} · {job.id[:6]}"
 
 
 def _history(analyzer: type[Analyzer], job: Job | None) -> None:
@@ -76,7 +77,7 @@ def _history(analyzer: type[Analyzer], job: Job | None) -> None:
     if not found:
         return
     now = job.id if job else None
-    key = key_for(f"history-{analyzer.name}", now)
+    key = key_for(f"history-{analyzer.name}", [now, job.state if job else ""])
     st.selectbox(
         "Run",
         list(found),

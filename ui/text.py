@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -34,10 +35,14 @@ def number(value: object, digits: int = 4) -> str:
 
 
 def with_error(value: object, error: object) -> str:
-    """Write a number and its error, both to the digits that the error leaves."""
+    """Write a number to the digits that its error leaves, seven at most, and the error to two."""
     if not isinstance(value, int | float) or not isinstance(error, int | float) or not error > 0:
         return number(value)
-    return f"{number(value)} ± {number(error, 2)}"
+    size = math.floor(math.log10(abs(value))) if value else 0
+    decimals = min(1 - math.floor(math.log10(error)), 6 - size)
+    if not -5 < size < 6:
+        return f"{value:.{max(0, min(6, size + decimals))}e} ± {error:.1e}"
+    return f"{round(value, decimals):.{max(0, decimals)}f} ± {number(error, 2)}"
 
 
 def percent(value: object) -> str:

@@ -1,0 +1,1 @@
+"""The tests; a package, so that `tests/ui.py` is not taken for `ui`."""
