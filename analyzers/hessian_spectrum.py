@@ -164,8 +164,8 @@ def _arrays(found: Spectrum) -> dict[str, np.ndarray[Any, Any]]:
         "eigenvalue_min_bounds": np.array([each.bound for each in found.bottom]),
         "outliers": np.array([each.value for each in found.outliers]),
         "outlier_bounds": np.array([each.bound for each in found.outliers]),
-        "nodes": np.array([nodes for nodes, _ in padded]).reshape(-1, length),
-        "weights": np.array([weights for _, weights in padded]).reshape(-1, length),
+        "nodes": np.array([nodes for nodes, _ in padded]).reshape(len(padded), length),
+        "weights": np.array([weights for _, weights in padded]).reshape(len(padded), length),
         "exact": found.exact,
     }
 

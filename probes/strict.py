@@ -33,13 +33,14 @@ def strict(module: nn.Module | None = None) -> Iterator[None]:
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=".*deterministic.*")
-        filled = torch.utils.deterministic.fill_uninitialized_memory
-        torch.utils.deterministic.fill_uninitialized_memory = False  # three times slower, and only finds bugs
+        filling: Any = torch.utils.deterministic
+        filled = filling.fill_uninitialized_memory
+        filling.fill_uninitialized_memory = False  # three times slower, and only finds bugs
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
         finally:
-            torch.utils.deterministic.fill_uninitialized_memory = filled
+            filling.fill_uninitialized_memory = filled
             torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 
