@@ -90,6 +90,8 @@ def stranger(name: str) -> str:
         return f"holds sparse tensors ({printable(name)}), whose indices cannot be trusted; make them dense first"
     if "qtensor" in name or name.startswith(("torch.q", "torch.Q", "torch.per_")):
         return f"holds quantized tensors ({printable(name)}), which have no gradients; save the float weights"
+    if name.startswith(("torch.float8", "torch.float4", "torch.int", "torch.uint", "torch.bits", "torch.complex")):
+        return f"holds numbers of type {printable(name)}, which cannot be analysed; save them as float32"
     if name.startswith("torch.nn.") or "__main__" in name:
         return f"holds a whole module or object ({printable(name)}), which would need code to be run"
     return f"names {printable(name)}, which would need code to be run"

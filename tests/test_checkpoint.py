@@ -171,6 +171,26 @@ def test_the_optimizer_is_named_by_its_state(make: Any, words: str, tmp_path: Pa
     assert read_checkpoint(tmp_path / "x").describe()["optimizer"].startswith(words)
 
 
+def test_what_training_loops_keep_besides_is_no_obstacle(tmp_path: Path) -> None:
+    import random
+
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    schedules = [
+        torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2]),  # keeps a Counter
+        torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),  # keeps an infinity
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10),
+    ]
+    besides = {
+        "schedules": [each.state_dict() for each in schedules], "scaler": torch.amp.GradScaler("cpu").state_dict(),
+        "rng": torch.get_rng_state(), "python_rng": random.getstate(), "device": torch.device("cuda", 0),
+        "dtype": torch.float16, "seen": {1, 2}, "note": b"bytes", "large": 2**70,
+    }  # fmt: skip
+    for legacy in (False, True):
+        torch.save({"model": layer.state_dict(), **besides}, tmp_path / "x", _use_new_zipfile_serialization=not legacy)
+        assert torch.equal(read_checkpoint(tmp_path / "x").load()["bias"], layer.bias)
+
+
 def test_model_args_and_tied_weights_are_facts(tmp_path: Path) -> None:
     shared = torch.randn(5, 4)
     value = {"model": {"wte": shared, "head": shared}, "model_args": {"n_head": 2, "bias": False}, "iter_num": 40}
@@ -266,6 +286,11 @@ def test_whole_modules_sparse_quantized_and_hooked_tensors_are_refused(tmp_path:
     call = Call(torch._utils._rebuild_tensor_v2, Call(torch.FloatStorage, 1), 0, (2,), (1,), True, hooks)
     zipped({"w": call}, tmp_path / "hooked.pt")
     assert refusal(tmp_path / "hooked.pt")
+
+
+def test_eight_bit_floats_are_refused_by_their_type(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(2).to(torch.float8_e4m3fn)}, tmp_path / "x")
+    assert "torch.float8_e4m3fn, which cannot be analysed" in refusal(tmp_path / "x")
 
 
 def test_quantized_tensors_are_refused(tmp_path: Path) -> None:
