@@ -52,6 +52,11 @@ class Gate:
         """Return a dict of JSON values."""
         return {**asdict(self), "stored": dict(self.stored)}
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Return what a result on these examples has to carry along: nothing when there is no reason to doubt."""
+        return (f"Gate: {self.verdict}. {self.sentence}",) if self.verdict in ("differs", "at chance") else ()
+
 
 @dataclass(frozen=True)
 class Stored:

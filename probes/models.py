@@ -11,16 +11,15 @@ import torch
 from torch import nn
 
 from probes import architectures
-from probes.checkpoint import Checkpoint, read_checkpoint
+from probes.checkpoint import Checkpoint
 from probes.errors import ModelError
 from probes.families import FAMILIES, Candidate, Family
 from probes.layers import Shape
 from probes.specs import ModelSpec
 
-__all__ = ["FAMILIES", "Family", "Mismatch", "Recognition", "build", "compare", "load_model", "open_checkpoint"]
+__all__ = ["FAMILIES", "Family", "Mismatch", "Recognition", "build", "compare", "load_model"]
 __all__ += ["recognise", "title_of"]
 
-open_checkpoint = read_checkpoint
 MAXIMUM_PARAMETERS = 2_000_000_000
 _MAXIMUM_SIZE = 2**24
 _MAXIMUM_LAYERS = 2_000

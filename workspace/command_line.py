@@ -104,7 +104,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    from probes.models import open_checkpoint as read
+    from probes.checkpoint import read_checkpoint as read
     from probes.models import recognise
 
     status = 0

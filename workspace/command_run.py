@@ -14,11 +14,11 @@ from typing import Any
 
 from analyzers import catalogue
 from analyzers._base import Analyzer, Quiet, Result, write_atomically
-from probes.checkpoint import Checkpoint
+from probes.checkpoint import Checkpoint, read_checkpoint
 from probes.data import Batches, context_of, read_batches
 from probes.errors import DataError, ModelError, ObjectiveError, ProbeError
 from probes.gate import judge
-from probes.models import FAMILIES, open_checkpoint, recognise, title_of
+from probes.models import FAMILIES, recognise, title_of
 from probes.objective import Objective, build_objective
 from probes.specs import LOSS_TITLES, DataSpec, LossName, ModelSpec
 from workspace.export import as_filename, csv_of, html_of
@@ -38,7 +38,7 @@ def run(chosen: argparse.Namespace, say: Say) -> None:
     analyzer = analyzer_of(chosen.analyzer, chosen.set, chosen.micro_batch)
     check_folder(chosen.out)
     check_device(chosen.device)
-    checkpoints = tuple(open_checkpoint(path) for path in chosen.checkpoint)
+    checkpoints = tuple(read_checkpoint(path) for path in chosen.checkpoint)
     model = model_of(chosen.model, checkpoints[0], say)
     batches = _batches(chosen, model, checkpoints[0], say)
     loss = chosen.loss or loss_of(batches)
@@ -49,8 +49,7 @@ def run(chosen: argparse.Namespace, say: Say) -> None:
     say(f"Gate: {gate.verdict}. {gate.sentence}")
     with Progress() as progress:
         result = analyzer.run(objective, checkpoints, progress)
-    if gate.verdict in ("differs", "at chance"):
-        result = replace(result, caveats=(*result.caveats, f"Gate: {gate.verdict}. {gate.sentence}"))
+    result = replace(result, caveats=(*result.caveats, *gate.caveats))
     write(result, chosen.out)
     for each in result.caveats:
         say(f"Caveat: {each}")

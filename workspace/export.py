@@ -116,6 +116,7 @@ def snippet_of(payload: Mapping[str, Any], names: Mapping[str, str]) -> str:
         model=repr(dict(payload["model"])),
         data=repr(dict(payload["data"])),
         loss=repr(payload["loss"]),
+        dtype=repr(payload["options"].get("dtype", "float32")),
     )
 
 
@@ -127,7 +128,7 @@ from pathlib import Path
 from analyzers._base import Quiet
 from analyzers.{analyzer} import {name}
 from probes.checkpoint import hash_file, read_checkpoint
-from probes.data import read_batches
+from probes.data import context_of, read_batches
 from probes.objective import build_objective
 from probes.specs import DataSpec, ModelSpec
 
@@ -145,8 +146,9 @@ data = {data}
 model["folder"] = str(FILES.get(model.get("folder"), ""))
 data["files"] = [str(FILES[sha256]) for sha256 in data["files"]]
 checkpoints = tuple(read_checkpoint(FILES[sha256]) for sha256 in {checkpoints})
-batches = read_batches(DataSpec.from_json(data))
-objective = build_objective(ModelSpec.from_json(model), checkpoints[0], batches, {loss})
+spec, shapes = ModelSpec.from_json(model), {{name: info.shape for name, info in checkpoints[0].tensors.items()}}
+batches = read_batches(DataSpec.from_json(data), own_context=context_of(spec, shapes))
+objective = build_objective(spec, checkpoints[0], batches, {loss}, dtype={dtype})
 result = {name}(**{options}).run(objective, checkpoints, Quiet())
 print(result.values)
 for title, figure in result.figures().items():

@@ -18,7 +18,8 @@ from analyzers import catalogue
 from analyzers._base import Tick, write_atomically
 from probes.checkpoint import Checkpoint, read_checkpoint
 from probes.cross_check import cross_check
-from probes.data import preview, read_batches
+from probes.data import context_of, preview, read_batches
+from probes.errors import DataError
 from probes.gate import judge
 from probes.models import compare, recognise, title_of
 from probes.objective import Objective, build_objective
@@ -33,6 +34,7 @@ from workspace.task import Task
 from workspace.uploads import allowed_path
 
 Payload = Mapping[str, Any]
+TOKENIZERS = ("auto", "bytes", "characters")
 
 
 def _inspect(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
@@ -68,7 +70,9 @@ def _analysis(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
     analyzer = catalogue()[payload["analyzer"]](**payload["options"])
     checkpoints = tuple(_checkpoint(sha256, store) for sha256 in payload["checkpoints"])
     objective = _objective(payload, checkpoints[0], store)
+    gate = judge(objective.evaluate(), checkpoints[0], objective.batches)
     result = analyzer.run(objective, checkpoints, tick)
+    result = replace(result, caveats=(*result.caveats, *gate.caveats))
     for name, figure in result.figures().items():
         write_atomically(folder / "figures" / f"{name}.json", figure.to_json().encode())
     result.save(folder)
@@ -137,6 +141,8 @@ def _model(payload: Payload, store: Store) -> ModelSpec:
 
 def _data(payload: Payload, store: Store) -> tuple[DataSpec, dict[str, str]]:
     spec = DataSpec.from_json(payload["data"])
+    if not _is_sha256(spec.tokenizer) and spec.tokenizer not in TOKENIZERS:
+        raise DataError(f"There is no tokenizer {spec.tokenizer!r}; choose {', '.join(TOKENIZERS)} or upload one.")
     paths = {sha256: str(store.path_of(sha256)) for sha256 in (*spec.files, spec.tokenizer) if _is_sha256(sha256)}
     names = {path: _name(sha256, store) for sha256, path in paths.items()}
     files = tuple(paths[sha256] for sha256 in spec.files)
@@ -144,9 +150,11 @@ def _data(payload: Payload, store: Store) -> tuple[DataSpec, dict[str, str]]:
 
 
 def _objective(payload: Payload, checkpoint: Checkpoint, store: Store) -> Objective:
+    model = _model(payload, store)
     spec, names = _data(payload, store)
+    context = context_of(model, {name: info.shape for name, info in checkpoint.tensors.items()})
     dtype = payload.get("options", {}).get("dtype", "float32")
-    return build_objective(_model(payload, store), checkpoint, read_batches(spec, names), payload["loss"], dtype=dtype)
+    return build_objective(model, checkpoint, read_batches(spec, names, context), payload["loss"], dtype=dtype)
 
 
 def _name(sha256: str, store: Store) -> str:
