@@ -50,7 +50,7 @@ def _trace(folder: Path, text: str) -> None:
 
 
 def count(payload: Mapping[str, Any], store: Store, folder: Path, tick: Tick) -> None:
-    """Count to `steps`, a step every `seconds`, saving the count after each."""
+    """Count to `steps`, a step every `seconds`, saving the count after each; hang at `holds` when first there."""
     saved = tick.load("count")
     begun_at = 0 if saved is None else int(saved["n"])
     _trace(folder, f"begun at {begun_at} by {os.getpid()}")
@@ -58,6 +58,9 @@ def count(payload: Mapping[str, Any], store: Store, folder: Path, tick: Tick) ->
         time.sleep(payload["seconds"])
         tick.save("count", {"n": np.array(n + 1)})
         tick((n + 1) / payload["steps"], f"step {n + 1}")
+        if n + 1 in payload.get("holds", ()):
+            _trace(folder, f"holds at {n + 1}")
+            time.sleep(600)
     _write(folder, {"counted": payload["steps"], "begun_at": begun_at, "pid": os.getpid()})
 
 

@@ -18,6 +18,7 @@ SECONDS_BETWEEN_LOOKS = 0.2  # whether the job has been cancelled
 WARM_SECONDS = 300.0  # for a child to import what it needs, on a machine that is busy
 GONE_SECONDS = 10.0  # for the kernel to clear away a killed process
 REPORT_BYTES = 1 << 20  # at most, in one line
+CANCELLED = "its process is ended: cancelled"
 
 EndState = Literal["done", "failed", "cancelled", "crashed"]
 Order = Mapping[str, Any]
@@ -94,11 +95,13 @@ class Lane:
             try:
                 ending, leaves = await self._run(order, go_on)
                 if leaves:
-                    self._note_cancelled(order, ending.state == "cancelled")
+                    if ending.state == "cancelled":
+                        self._note(order, CANCELLED)
                     await self._end()
                 return ending
             except asyncio.CancelledError:  # the workflow was cancelled, perhaps while the above was under way
-                self._note_cancelled(order, self._child is not None)
+                if self._child is not None:
+                    self._note(order, CANCELLED)
                 await self._end()
                 raise
             finally:
@@ -183,10 +186,6 @@ class Lane:
         except TimeoutError:  # stuck in the kernel; the next child waits for its lock
             print(f"the process {child.process.pid} of the lane {self.name} does not end", file=sys.stderr)
         return child.process.returncode
-
-    def _note_cancelled(self, order: Order, is_so: bool) -> None:
-        if is_so:
-            self._note(order, "its process is ended: cancelled")
 
     def _note(self, order: Order, text: str) -> None:
         path = self._root / "runs" / order["id"] / "log.txt"
