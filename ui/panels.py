@@ -16,6 +16,8 @@ from ui.text import as_list, as_text, duration, moment
 from workspace.export import PLOT_CONFIG, as_filename
 from workspace.jobs import Job
 
+HEIGHT = 540  # pixels: room for the longest axis title
+
 
 def head(job: Job) -> None:
     """Say which run this is."""
@@ -37,7 +39,9 @@ def figures(
     for name, figure in drawn.items():
         picture = {**PLOT_CONFIG["toImageButtonOptions"], "filename": as_filename(name)}  # type: ignore[dict-item]
         config = {**PLOT_CONFIG, "toImageButtonOptions": picture}
-        st.plotly_chart(figure, theme=None, config=config, key=f"figure-{place}{name}", alt=name.replace("_", " "))
+        st.plotly_chart(
+            figure, theme=None, height=HEIGHT, config=config, key=f"figure-{place}{name}", alt=name.replace("_", " ")
+        )
         exports.panel(job, result, name, figure, tables)
 
 
@@ -59,8 +63,10 @@ def card(result: Result, title: str) -> None:
 
 def written(value: Any) -> str:
     """Write an entry of a card as raw text."""
-    if value is None:
-        return "–"
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(written(each) for each in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -111,7 +111,9 @@ def compare(job: Job, result: Result, smoothing: float) -> None:
             st.error(as_text(error))
             return
         for name, figure in drawn.items():
-            st.plotly_chart(figure, theme=None, key=f"overlay-{name}", alt="Two spectral densities")
+            st.plotly_chart(
+                figure, theme=None, height=panels.HEIGHT, key=f"overlay-{name}", alt="Two spectral densities"
+            )
         st.dataframe(_side_by_side(result, other), hide_index=True, alt="Numbers of the two runs")
 
 

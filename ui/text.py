@@ -39,10 +39,13 @@ def with_error(value: object, error: object) -> str:
     if not isinstance(value, int | float) or not isinstance(error, int | float) or not error > 0:
         return number(value)
     size = math.floor(math.log10(abs(value))) if value else 0
-    decimals = min(1 - math.floor(math.log10(error)), 6 - size)
+    wanted = 1 - math.floor(math.log10(error))
+    decimals = min(wanted, 6 - size)
     if not -5 < size < 6:
         return f"{value:.{max(0, min(6, size + decimals))}e} ± {error:.1e}"
-    return f"{round(value, decimals):.{max(0, decimals)}f} ± {number(error, 2)}"
+    places = max(0, decimals)
+    spread = f"{round(error, decimals):.{places}f}" if wanted == decimals < 6 else f"{error:.1e}"
+    return f"{round(value, decimals):.{places}f} ± {spread}"
 
 
 def percent(value: object) -> str:
