@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from probes.lanczos import ROUNDING, Basis, Lanczos, Ritz, Symmetric, random_vector
 
-SPARE = 0.1  # the eigenvalue after the last one asked for must hold to this: else a neighbour may have been missed
+SPARE = 0.1  # the value after the last one asked for must hold to this share of that one: else one may be missed
+DENSE_TESTS = 100  # up to so many products convergence is tested after each, then after every tenth
 SAVE_EVERY, SAVE_SECONDS = 8, 15.0
 
 
@@ -62,10 +63,16 @@ def settled(ritz: Ritz, wanted: Wanted, rounding: float) -> bool:
     if count < wanted.top + wanted.bottom:
         return False
     good = converged(ritz, wanted.tolerance, rounding) | zero(ritz, rounding)
-    rough = ritz.bounds <= SPARE * np.abs(ritz.values)
-    top = good[count - wanted.top :].all() and bool(rough[max(count - wanted.top - 1, 0)])
-    bottom = good[: wanted.bottom].all() and bool(rough[min(wanted.bottom, count - 1)])
-    return bool((not wanted.top or top) and (not wanted.bottom or bottom))
+    ends = ((np.arange(count)[::-1], wanted.top), (np.arange(count), wanted.bottom))
+    return all(_settled(ritz, good, order, asked) for order, asked in ends if asked)
+
+
+def _settled(ritz: Ritz, good: NDArray[np.bool_], order: NDArray[np.intp], asked: int) -> bool:
+    if not good[order[:asked]].all():
+        return False
+    last, spare = order[asked - 1], order[min(asked, len(order) - 1)]
+    sizes = np.abs(ritz.values[[last, spare]])
+    return bool(ritz.bounds[spare] <= SPARE * sizes.max())
 
 
 def extremes(
@@ -87,7 +94,8 @@ def extremes(
         keeper.restore(lanczos)
     rounding = ROUNDING[operator.dtype]
     while not lanczos.exhausted and lanczos.count < wanted.max_products:
-        if lanczos.count and settled(lanczos.ritz(), wanted, rounding):
+        due = 0 < lanczos.count <= DENSE_TESTS or lanczos.count % 10 == 0
+        if due and lanczos.count and settled(lanczos.ritz(), wanted, rounding):
             break
         lanczos.step()
         if keeper is not None:

@@ -103,19 +103,17 @@ def spectrum(operator: Symmetric, ask: Ask, tick: Tick) -> Spectrum:
     meter.doing = "spectral density and trace (random vectors)"
     runs = _runs(metered, outliers, remainder, ask, tick)
     products["density and trace"] = sum(max(len(run.nodes), 1) for run in runs)
-    samples = np.array([run.sample for run in runs]).reshape(-1, 2)
     meter.doing = "the whole Hessian (exact)"
     exact = _exact(metered, tick) if ask.exact else np.zeros(0)
     products |= {"exact": operator.size} if ask.exact else {}
-    rounding = ROUNDING[operator.dtype]
     return Spectrum(
         top=tuple(top),
         bottom=tuple(bottom),
         outliers=tuple(sorted(outliers.found, key=lambda each: -each.value)),
         runs=tuple(run for run in runs if len(run.nodes)),
-        trace=trace_of(remainder, samples, operator.dtype),
-        frobenius=frobenius_of(remainder, samples, operator.dtype),
-        mass=negative_mass(outliers.values, runs, operator.size, rounding),
+        trace=trace_of(remainder, _samples(runs), operator.dtype),
+        frobenius=frobenius_of(remainder, _samples(runs), operator.dtype),
+        mass=negative_mass(outliers.values, runs, operator.size, ROUNDING[operator.dtype]),
         exact=exact,
         products=products,
         not_converged=tuple(missing),
@@ -244,6 +242,11 @@ def _runs(operator: Symmetric, outliers: Outliers, remainder: Remainder, ask: As
         sample = kept["sample"].tolist()
         runs.append(Quadrature(kept["nodes"], kept["weights"], (sample[0], sample[1])))
     return runs
+
+
+def _samples(runs: list[Quadrature]) -> Floats:
+    """Return the samples (n, 2) of y'Hy and |Hy|^2 that the runs gave."""
+    return np.array([run.sample for run in runs], dtype=np.float64).reshape(-1, 2)
 
 
 def _exact(operator: Symmetric, tick: Tick) -> Floats:
