@@ -2,7 +2,7 @@
 // What is under way is kept beside the page's elements, so that a rerun of the page does not end it.
 const CHUNK = 4 * 1024 * 1024;
 const AT_ONCE = 2;
-const TRIES = 6;
+const TRIES = 5;
 const all = (window.theodoliteUploads ||= new Map());
 
 const TABLE = Array.from({ length: 256 }, (_, n) => {

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 JOINER = "\u2060"  # invisible; keeps `:name:` from becoming an icon and `www.` from becoming a link
 LONGEST = 400
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^=@\"'])")
-_TRIGGERS = re.compile(r"(:|@|www(?=\\?\.)|-(?=\\?[->])|<(?=\\?-))", re.IGNORECASE)
+_TRIGGERS = re.compile(r"(:(?=\\?[\w+/-])|@|www(?=\\?\.)|-(?=\\?[->])|<(?=\\?-))", re.IGNORECASE)
 
 
 def as_text(value: object) -> str:
