@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,11 @@ from probes.self_check import check_curvature
 NETS = {"mlp": (mlp, "cross_entropy"), "cnn": (cnn, "cross_entropy"), "gpt": (gpt, "causal_lm")}
 
 
+@cache
+def dense(name: str) -> np.ndarray:
+    return dense_hessian(*NETS[name][0]())
+
+
 def rows(product: HessianProduct) -> np.ndarray:
     return torch.stack([product(each) for each in torch.eye(product.size, dtype=torch.float64)]).numpy()
 
@@ -29,7 +36,7 @@ def test_every_row_is_that_of_the_dense_hessian(name, budget) -> None:
     make, loss = NETS[name]
     net, data = make()
     product = HessianProduct(Objective.of(net, data, loss, dtype="float64", micro_batch=4), budget=budget)
-    H = dense_hessian(net, data)
+    H = dense(name)
     np.testing.assert_allclose(rows(product), H, atol=1e-12 * np.abs(H).max() + 1e-14, rtol=1e-8)
     assert product.products == product.size
     assert (product.kept > 0) == (budget is None)
@@ -203,6 +210,18 @@ def test_a_kink_is_no_error() -> None:
     objective = Objective.of(net, batches(torch.randn(64, 20), torch.randint(5, (64,))), "cross_entropy")
     for seed in range(3):
         assert check_curvature(objective, HessianProduct(objective), seed) == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_units_exactly_on_their_kink_are_no_error(seed: int) -> None:
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    inputs = torch.rand(10, 12)
+    inputs[:5] = 0  # blank, as the background of a picture
+    with torch.no_grad():
+        for layer in (net[0], net[2]):
+            layer.bias.zero_()
+    objective = Objective.of(net, batches(inputs, torch.arange(10) % 3), "cross_entropy")
+    assert check_curvature(objective, HessianProduct(objective), seed) == ()
 
 
 def test_a_square_root_at_zero_is_refused() -> None:
