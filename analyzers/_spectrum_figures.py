@@ -93,8 +93,8 @@ def overlay(results: Sequence[Result], smoothing: float = SMOOTHING) -> Mapping[
 
 def _about(card: Mapping[str, Any]) -> str:
     mode = str(card["mode"]).split(":", maxsplit=1)[0]
-    words = [str(card["model"]), _checkpoint(card, escape=False), f"{card['loss']}".replace("_", "-")]
-    words += [f"n = {card['examples']} examples", f"{mode} mode", str(card["dtype"])]
+    words = [f"{card['loss']}".replace("_", "-"), f"n = {card['examples']} examples", f"{mode} mode"]
+    words += [str(card["dtype"]), _checkpoint(card, escape=False)[:40], str(card["model"])]
     return as_plotly(", ".join(each for each in words if each))
 
 

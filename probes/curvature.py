@@ -59,8 +59,8 @@ class HessianProduct:
         total = torch.zeros_like(v)
         pieces = objective.like_theta(v)
         try:
-            for part in list(objective.parts()):
-                with strict(objective.module):
+            with strict(objective.module):
+                for part in objective.parts():
                     total += objective.flat(self._second(self._gradients(part), pieces, part))
         except RuntimeError as error:
             if is_out_of_memory(error):

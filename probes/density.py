@@ -16,6 +16,7 @@ from torch import Tensor
 from probes.extremes import Pair, Wanted, converged, pairs
 from probes.lanczos import ROUNDING, Basis, Floats, Lanczos, Ritz, Symmetric, random_vector
 
+CLEARLY = 1e-3
 COPIES = 12  # a multiple eigenvalue is followed up to so many copies beyond the first
 
 
@@ -43,7 +44,11 @@ class Quadrature:
 
 @dataclass(frozen=True)
 class Mass:
-    """How much of the spectrum is negative: of sum |eigenvalue|, and of the number of eigenvalues."""
+    """How much of the spectrum is negative: of sum |eigenvalue|, and of the number of eigenvalues.
+
+    An eigenvalue counts as negative below -CLEARLY of the largest |eigenvalue|: nearer to zero a quadrature cannot
+    tell the sign.
+    """
 
     share: float
     share_stderr: float | None
@@ -141,21 +146,20 @@ def quadrature(
     return Quadrature(ritz.values, ritz.vectors[0] ** 2, moved)
 
 
-def negative_mass(outliers: Floats, runs: list[Quadrature], size: int, rounding: float) -> Mass:
+def negative_mass(outliers: Floats, runs: list[Quadrature], size: int) -> Mass:
     """Return the share of sum |eigenvalue| that is negative (its spread over the runs), and of the eigenvalues."""
-    known = outliers[np.abs(outliers) > rounding * np.abs(outliers).max(initial=0.0)]
-    minus, mass, count = np.abs(known[known < 0]).sum(), np.abs(known).sum(), float((known < 0).sum())
-    rest = size - len(outliers)
     drawn = [run for run in runs if len(run.nodes)]
+    limit = -CLEARLY * max(np.abs(places).max(initial=0.0) for places in (outliers, *(run.nodes for run in drawn)))
+    minus, mass, count = np.abs(outliers[outliers < 0]).sum(), np.abs(outliers).sum(), (outliers < limit).sum()
+    rest = size - len(outliers)
     if not drawn:
-        return Mass(float(minus / mass) if mass else 0.0, 0.0 if not rest else None, count / max(size, 1))
-    scale = max(np.abs(outliers).max(initial=0.0), *(np.abs(run.nodes).max() for run in drawn))
+        return Mass(float(minus / mass) if mass else 0.0, 0.0 if not rest else None, float(count) / max(size, 1))
     shares, counts = [], []
     for run in drawn:
-        low = run.nodes < -rounding * scale
+        low = run.nodes < 0
         total = mass + rest * float((run.weights * np.abs(run.nodes)).sum())
         shares.append((minus + rest * float(-(run.weights * run.nodes)[low].sum())) / total if total else 0.0)
-        counts.append((count + rest * float(run.weights[low].sum())) / size)
+        counts.append((count + rest * float(run.weights[run.nodes < limit].sum())) / size)
     stderr = float(np.std(shares, ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else None
     return Mass(float(np.mean(shares)), stderr, float(np.mean(counts)))
 

@@ -211,8 +211,8 @@ class Objective:
     def _gradient(self, theta: list[Tensor]) -> Tensor:
         theta = [each.detach().requires_grad_() for each in theta]
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-        for part in self.parts():
-            with strict(self.module):
+        with strict(self.module):
+            for part in self.parts():
                 share = self.part_loss(theta, part)
                 total += self.flat(_gradients(share, theta))
         return total

@@ -113,7 +113,7 @@ def spectrum(operator: Symmetric, ask: Ask, tick: Tick) -> Spectrum:
         runs=tuple(run for run in runs if len(run.nodes)),
         trace=trace_of(remainder, _samples(runs), operator.dtype),
         frobenius=frobenius_of(remainder, _samples(runs), operator.dtype),
-        mass=negative_mass(outliers.values, runs, operator.size, ROUNDING[operator.dtype]),
+        mass=negative_mass(outliers.values, runs, operator.size),
         exact=exact,
         products=products,
         not_converged=tuple(missing),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ NETS = {"mlp": (mlp, "cross_entropy"), "cnn": (cnn, "cross_entropy"), "gpt": (gp
 EXACTLY = HessianSpectrum(top=5, bottom=3, tolerance=1e-7, dtype="float64", steps=12, trace_probes=16)
 
 
+@cache
+def dense(name: str) -> np.ndarray:
+    return dense_hessian(*NETS[name][0]())
+
+
 def analyse(name: str, ask: HessianSpectrum = EXACTLY, micro_batch: int = 4) -> HessianSpectrumResult:
     make, loss = NETS[name]
     return ask.run(Objective.of(*make(), loss, micro_batch=micro_batch), (), Quiet())
@@ -30,7 +36,7 @@ def analyse(name: str, ask: HessianSpectrum = EXACTLY, micro_batch: int = 4) -> 
 
 @pytest.mark.parametrize("name", NETS)
 def test_both_ends_trace_and_norm_agree_with_the_dense_hessian(name) -> None:
-    truth = np.linalg.eigvalsh(dense_hessian(*NETS[name][0]()))[::-1]
+    truth = np.linalg.eigvalsh(dense(name))[::-1]
     found = analyse(name)
     values = found.values
     np.testing.assert_allclose(values["eigenvalues"], truth[:5], rtol=1e-6)
@@ -45,7 +51,7 @@ def test_both_ends_trace_and_norm_agree_with_the_dense_hessian(name) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_density_lies_nearer_to_the_spectrum_than_plain_quadrature(name) -> None:
-    H = dense_hessian(*NETS[name][0]())
+    H = dense(name)
     truth, size = np.linalg.eigvalsh(H), len(H)
     ask = HessianSpectrum(top=5, bottom=3, dtype="float64", probes=2, steps=24, trace_probes=2)
     found = analyse(name, ask)
@@ -81,7 +87,7 @@ def test_the_answer_does_not_depend_on_the_micro_batch() -> None:
 
 
 def test_float32_agrees_within_its_bounds() -> None:
-    truth = np.linalg.eigvalsh(dense_hessian(*gpt()))[::-1]
+    truth = np.linalg.eigvalsh(dense("gpt"))[::-1]
     values = analyse("gpt", HessianSpectrum(top=5, bottom=3)).values
     assert (np.abs(values["eigenvalues"] - truth[:5]) <= np.array(values["eigenvalue_residuals"])).all()
     np.testing.assert_allclose(values["eigenvalues"], truth[:5], rtol=1e-4)
@@ -115,7 +121,7 @@ def test_more_eigenvalues_than_parameters() -> None:
 
 def test_the_exact_oracle_is_drawn_against_the_estimate() -> None:
     found = analyse("mlp", HessianSpectrum(exact=True, dtype="float64"))
-    truth = np.linalg.eigvalsh(dense_hessian(*mlp()))[::-1]
+    truth = np.linalg.eigvalsh(dense("mlp"))[::-1]
     np.testing.assert_allclose(found.arrays["exact"], truth, atol=1e-12)
     assert found.values["exact_trace"] == pytest.approx(truth.sum())
     assert any("exact" in (trace.name or "") for trace in found.figures()["spectral_density"].data)
