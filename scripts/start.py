@@ -28,6 +28,7 @@ from environment import ROOT, ensure, python
 
 HEALTHY_WITHIN_SECONDS = 120
 EXAMPLE_WITHIN_SECONDS = 600
+SERVED_BY_ANOTHER = 3  # exit status of the worker
 
 
 def main() -> int:
@@ -81,6 +82,8 @@ class Service:
         """Start the process if it does not run; exit when it keeps dying."""
         if self.process and self.process.poll() is None:
             return
+        if self.process and self.process.returncode == SERVED_BY_ANOTHER:
+            sys.exit("Another Theodolite serves this workspace already: use that one, or name another --workspace.")
         if self.process:
             print(f"The {self.name} ended (status {self.process.returncode}); starting it again.", flush=True)
         now = time.monotonic()

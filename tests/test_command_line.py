@@ -348,3 +348,13 @@ def test_the_real_mnist_cnn_gives_a_spectrum(real, tmp_path):
     for name in ("eigenvalues_min", "trace", "trace_stderr", "frobenius_norm", "loss"):
         assert name in values
     assert list((tmp_path / "out" / "figures").glob("*.html")) and list((tmp_path / "out" / "tables").glob("*.csv"))
+
+
+def test_the_example_is_queued_once(tmp_path):
+    from workspace.jobs import Jobs
+    from workspace.store import Store
+
+    for _ in range(2):
+        assert main(["example", "--workspace", str(tmp_path / "w")]) == 0
+    jobs = Jobs(Store(tmp_path / "w")).list()
+    assert [(job.task, job.state) for job in jobs] == [("example", "waiting")]

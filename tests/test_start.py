@@ -120,6 +120,17 @@ def test_what_dies_is_started_again_and_ctrl_c_ends_all(started) -> None:
 
 
 @pytest.mark.engine
+def test_a_second_start_on_the_same_workspace_says_so(started) -> None:
+    workspace = started[2]
+    command = [sys.executable, START, "--no-browser", "--no-example", "--port", str(free_port())]
+    second = [*map(str, command), "--workspace", str(workspace)]
+    done = subprocess.run(second, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 1
+    assert "Another Theodolite serves this workspace" in done.stderr
+    assert healthy(started[1])
+
+
+@pytest.mark.engine
 def test_nothing_outlives_the_command_when_it_is_killed(started) -> None:
     process, port, workspace = started
     wait(lambda: find("workspace.worker", workspace), 30)

@@ -10,8 +10,8 @@ from analyzers import catalogue
 from probes.specs import DataSpec, ModelSpec
 from ui import bench as benches
 from ui.progress import show, watch
-from ui.questions import example
 from ui.state import answer, jobs
+from workspace.requests import example
 
 
 def draw(id: str) -> None:

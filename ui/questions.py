@@ -44,8 +44,3 @@ def rendering(run: str, figure: str, format: str) -> JobSpec:
 def cross_check(run: str) -> JobSpec:
     """Ask PyHessian about a finished run."""
     return JobSpec("cross_check", {"run": run}, f"Cross-check with PyHessian of run {run[:8]}")
-
-
-def example() -> JobSpec:
-    """Ask for the example."""
-    return JobSpec("example", {}, "The example: handwritten digits")

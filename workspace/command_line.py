@@ -34,7 +34,12 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say; return the exit status."""
     chosen = _parser().parse_args(arguments)
-    commands: Mapping[str, Callable[[argparse.Namespace], int]] = {"inspect": _inspect, "list": _list, "run": _run}
+    commands: Mapping[str, Callable[[argparse.Namespace], int]] = {
+        "inspect": _inspect,
+        "list": _list,
+        "run": _run,
+        "example": _example,
+    }
     try:
         return commands[chosen.command](chosen)
     except ProbeError as error:
@@ -78,6 +83,8 @@ def _parser() -> Parser:
     inspect.add_argument("--json", action="store_true", help="one JSON object a line for each file")
     listing = commands.add_parser("list", help="list the analyzers and their options")
     listing.add_argument("--json", action="store_true")
+    example = commands.add_parser("example", help="put the training of the example into the queue of a workspace")
+    example.add_argument("--workspace", type=Path, help="its folder (else THEODOLITE_WORKSPACE, else ./workspace-data)")
     _add_run(commands.add_parser("run", help="run an analyzer and write its result to a folder"))
     return parser
 
@@ -169,4 +176,14 @@ def _run(chosen: argparse.Namespace) -> int:
     from workspace.command_run import run
 
     run(chosen, say)
+    return 0
+
+
+def _example(chosen: argparse.Namespace) -> int:
+    from workspace import requests
+    from workspace.jobs import Jobs
+    from workspace.store import open_store
+
+    job = Jobs(open_store(chosen.workspace)).enqueue(requests.example())
+    print(f"The example is run {job.id}: {job.state}.")
     return 0

@@ -35,6 +35,11 @@ def analysis(
     return JobSpec("analysis", payload, title)
 
 
+def example() -> JobSpec:
+    """Ask for the example: two small networks trained on handwritten digits, and the spectrum of one."""
+    return JobSpec("example", {}, "The example: handwritten digits")
+
+
 def payload_of(run: str, store: Store) -> Mapping[str, Any]:
     """Return what a run was asked; raise ProbeError when there is no such run."""
     job = Jobs(store).status(run)
