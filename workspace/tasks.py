@@ -81,7 +81,7 @@ def _analysis(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
 def _cross_check(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
     asked = payload_of(payload["run"], store)
     objective = _objective(asked, _checkpoint(asked["checkpoints"][0], store), store)
-    _write(folder, {"rows": cross_check(objective, result_of(payload["run"], store).values, tick)})
+    _write(folder, cross_check(objective, result_of(payload["run"], store).values, tick))
 
 
 def _render(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
