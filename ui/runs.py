@@ -23,16 +23,21 @@ from workspace.requests import analysis
 HISTORY = 300
 
 
-def current_id() -> str | None:
-    """Return the run that the URL names."""
-    given = st.query_params.get("run", "")
-    return given if re.fullmatch(r"[0-9a-f]{24}", given) else None
+def current_id(analyzer: type[Analyzer]) -> str | None:
+    """Return the run that the URL names, else the one last looked at in this tab; the URL then shows it."""
+    key = f"last-run-{analyzer.name}"
+    given = st.query_params.get("run") or st.session_state.get(key) or ""
+    run = given if re.fullmatch(r"[0-9a-f]{24}", given) else None
+    st.session_state[key] = run
+    if run and st.query_params.get("run") != run:
+        st.query_params["run"] = run
+    return run
 
 
 def choose(analyzer: type[Analyzer]) -> Job | None:
     """Draw the form for a new run and the earlier ones; return the run that the URL names."""
     bench_id = benches.current_id()
-    run = current_id()
+    run = current_id(analyzer)
     job = jobs().status(run) if run else None
     if run and job is None:
         st.warning("The run in this link is not in this workspace.")
@@ -84,7 +89,7 @@ def _history(analyzer: type[Analyzer], job: Job | None) -> None:
         key=key,
         index=list(found).index(now) if now else None,
         format_func=lambda id: title_of(found[id]),
-        on_change=lambda: _go(st.session_state[key]),
+        on_change=lambda: _go(analyzer, st.session_state[key]),
         placeholder="Earlier runs",
     )
 
@@ -114,11 +119,12 @@ def _start(analyzer: type[Analyzer], what: Ready, checkpoint: str, values: dict[
         return
     title = f"{analyzer.title}: {name_of(checkpoint)}"
     job = jobs().enqueue(analysis(asked, [checkpoint], what.model, what.data, what.loss, title))
-    _go(job.id)
+    _go(analyzer, job.id)
     st.rerun()
 
 
-def _go(id: str | None) -> None:
+def _go(analyzer: type[Analyzer], id: str | None) -> None:
+    st.session_state[f"last-run-{analyzer.name}"] = id
     if id:
         st.query_params["run"] = id
     else:

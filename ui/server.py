@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -52,6 +53,7 @@ HEADERS = {
     ),
 }
 
+_log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[dict[str, Any]]]
 
 
@@ -163,7 +165,10 @@ async def lifespan(_app: object) -> AsyncIterator[None]:
 
 async def _sweep() -> None:
     while True:
-        await asyncio.to_thread(uploads().sweep)
+        try:
+            await asyncio.to_thread(lambda: uploads().sweep())
+        except (ProbeError, OSError):
+            _log.exception("Unfinished uploads could not be swept")
         await asyncio.sleep(SWEEP_SECONDS)
 
 

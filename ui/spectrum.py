@@ -154,4 +154,13 @@ def check(job: Job) -> None:
             return
         found = ask(spec, "cross-check")
         if found:
-            st.dataframe(pd.DataFrame(found["rows"]), hide_index=True, alt="PyHessian beside this run")
+            rows = [{_heading(name): _cell(value) for name, value in row.items()} for row in found["rows"]]
+            st.dataframe(pd.DataFrame(rows), hide_index=True, alt="PyHessian beside this run")
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ").capitalize().replace("Pyhessian", "PyHessian").replace("uncertainty", "±")
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else number(value, 6)

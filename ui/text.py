@@ -35,16 +35,16 @@ def number(value: object, digits: int = 4) -> str:
 
 
 def with_error(value: object, error: object) -> str:
-    """Write a number to the digits that its error leaves, seven at most, and the error to two."""
+    """Write a number to the digits that its error leaves, five at most, and the error to as many places."""
     if not isinstance(value, int | float) or not isinstance(error, int | float) or not error > 0:
         return number(value)
     size = math.floor(math.log10(abs(value))) if value else 0
     wanted = 1 - math.floor(math.log10(error))
-    decimals = min(wanted, 6 - size)
+    decimals = min(wanted, 4 - size)
     if not -5 < size < 6:
-        return f"{value:.{max(0, min(6, size + decimals))}e} ± {error:.1e}"
+        return f"{value:.{max(0, min(4, size + decimals))}e} ± {error:.0e}"
     places = max(0, decimals)
-    spread = f"{round(error, decimals):.{places}f}" if wanted == decimals < 6 else f"{error:.1e}"
+    spread = f"{round(error, decimals):.{places}f}" if wanted == decimals < 7 else f"{error:.0e}"
     return f"{round(value, decimals):.{places}f} ± {spread}"
 
 
