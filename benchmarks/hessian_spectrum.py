@@ -107,7 +107,7 @@ def pyhessian(objective: Objective, k: int, tolerance: float, seed: int) -> tupl
 
 
 METHODS: dict[str, tuple[Method, tuple[float, ...]]] = {
-    "Theodolite": (ours, (1e-3, 3e-4, 1e-4)),
+    "Theodolite": (ours, (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)),
     "ARPACK": (arpack, (1e-1, 1e-2, 1e-3, 1e-4)),
     "PyHessian": (pyhessian, (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)),
 }

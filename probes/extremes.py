@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from probes.lanczos import ROUNDING, Basis, Lanczos, Ritz, Symmetric, random_vector
 
 SPARE = 0.1  # the value after the last one asked for must hold to this share of that one: else one may be missed
+CLOSE = 0.1  # residuals must fall to this times the root of the tolerance: a gap may hide a value not seen yet
 DENSE_TESTS = 100  # up to so many products convergence is tested after each, then after every tenth
 SAVE_EVERY, SAVE_SECONDS = 8, 15.0
 
@@ -49,7 +50,9 @@ class Pair:
 def converged(ritz: Ritz, tolerance: float, rounding: float) -> NDArray[np.bool_]:
     """Tell which values hold to the relative tolerance and stand above rounding."""
     size = np.abs(ritz.values)
-    return (ritz.bounds <= tolerance * size) & (size > rounding * ritz.scale)
+    near = ritz.residuals <= CLOSE * np.sqrt(tolerance) * size
+    good: NDArray[np.bool_] = (ritz.bounds <= tolerance * size) & near & (size > rounding * ritz.scale)
+    return good
 
 
 def zero(ritz: Ritz, rounding: float) -> NDArray[np.bool_]:
