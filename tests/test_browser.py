@@ -138,7 +138,7 @@ def _export(page: Page, folder: Path) -> None:
     html = ui.download(page, lambda: ui.press(page, "HTML"))
     html.save_as(folder / "figure.html")
     ui.press(page, "PNG")
-    expect(page.get_by_role("button", name="Save the PNG")).to_be_visible(timeout=ui.LATE)
+    expect(page.get_by_role("button", name="Save the PNG").first).to_be_visible(timeout=ui.LATE)
     picture = ui.download(page, lambda: ui.press(page, "Save the PNG"))
     picture.save_as(folder / "figure.png")
     image = Image.open(folder / "figure.png").convert("RGB")
@@ -158,12 +158,12 @@ def test_a_run_is_cancelled_and_retried(page: Page, app: Server, real: Path) -> 
     page.get_by_role("link", name="Go on: Hessian spectrum").click()
     ask(page, Largest_eigenvalues="50", Relative_tolerance="1e-8", Most_products="5000")
     ui.press(page, "Cancel")
-    expect(page.get_by_role("button", name="Retry")).to_be_visible(timeout=ui.SOON)
-    expect(page.get_by_text("was cancelled")).to_be_visible()
+    expect(page.get_by_role("button", name="Retry").first).to_be_visible(timeout=ui.SOON)
+    expect(page.get_by_text("was cancelled").first).to_be_visible()
     ui.press(page, "Retry")
     expect(ui.progress(page)).to_be_visible(timeout=ui.SOON)
     ui.press(page, "Cancel")
-    expect(page.get_by_role("button", name="Retry")).to_be_visible(timeout=ui.SOON)
+    expect(page.get_by_role("button", name="Retry").first).to_be_visible(timeout=ui.SOON)
 
 
 def test_an_upload_that_broke_goes_on_where_it_stopped(page: Page, app: Server, tmp_path: Path) -> None:

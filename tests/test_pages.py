@@ -195,6 +195,44 @@ def test_a_model_that_does_not_fit_is_shown_and_nothing_runs(store: Store) -> No
     assert not [job for job in Jobs(store).list() if job.task in ("gate", "analysis")]
 
 
+def test_a_model_is_chosen_from_the_catalogue_by_its_sizes(store: Store) -> None:
+    full_bench(store)
+    other = ModelSpec("catalogue", "mlp", {"widths": [9, 9], "names": ["0"]})
+    store.save_bench("b1", {**(store.bench("b1") or {}), "model": other.to_json()})
+    test = page(bench="b1")
+    fields = {each.label: each for each in test.text_input}
+    assert fields["Widths"].value == "9, 9"
+    fields["Widths"].input("4, 5,3")
+    fields["Names"].input("fc1, fc2")
+    fields["Bias"].input("no")
+    next(each for each in test.button if each.label == "Use this model").click().run()
+    assert not test.exception
+    chosen = Bench.from_json(store.bench("b1") or {}).model
+    assert chosen and chosen.arguments == {"widths": [4, 5, 3], "names": ["fc1", "fc2"], "bias": False}
+    asked = next(job for job in Jobs(store).list() if job.task == "compare")
+    assert asked.payload["model"] == chosen.to_json()
+
+
+def test_a_path_on_the_server_is_taken_only_below_the_allowed_folders(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(each.label == "Path" for each in page().text_input)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "w.pt").write_bytes(b"w")
+    (tmp_path / "secret.pt").write_bytes(b"s")
+    monkeypatch.setenv("THEODOLITE_ROOTS", str(tmp_path / "open"))
+    test = page()
+    for path, error in (("../secret.pt", "not below a folder"), ("none.pt", "does not exist")):
+        next(each for each in test.text_input if each.label == "Path").input(path)
+        next(each for each in test.button if each.label == "Take").click().run()
+        assert any(error in each.value.replace("\\", "") for each in test.error)
+        assert Jobs(store).list() == []
+    next(each for each in test.text_input if each.label == "Path").input("w.pt")
+    next(each for each in test.button if each.label == "Take").click().run()
+    (job,) = Jobs(store).list()
+    assert job.task == "import" and job.payload["path"] == str(tmp_path / "open" / "w.pt")
+
+
 def test_checkpoints_with_other_tensors_are_named(store: Store) -> None:
     full_bench(store)
     other = store.add_bytes(b"other", "other.pt").sha256

@@ -58,8 +58,8 @@ def upload(page: Page, kind: str, *files: Path) -> None:
 
 
 def on_bench(page: Page, kind: str, text: str) -> Locator:
-    """Return a chosen file of a step."""
-    return step(page, kind).locator("[data-tag]").filter(has_text=text)
+    """Return a chosen file of a step; for a moment the list before and the list after are both there."""
+    return step(page, kind).locator("[data-tag]").filter(has_text=text).last
 
 
 def fill(page: Page, label: str, value: str) -> None:
@@ -91,7 +91,7 @@ def figures(page: Page) -> Locator:
 
 def progress(page: Page) -> Locator:
     """Return the bars of work under way."""
-    return page.get_by_test_id("stProgress")
+    return page.get_by_test_id("stProgress").first
 
 
 def download(page: Page, press_it: Callable[[], None]) -> Download:
