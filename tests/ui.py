@@ -74,6 +74,19 @@ def press(page: Page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).first.click()
 
 
+def press_until(page: Page, name: str, outcome: Locator) -> None:
+    """Press a button until what it should bring is there: a press while the page is redrawn can get lost."""
+    for _ in range(3):
+        ready(page)
+        press(page, name)
+        try:
+            expect(outcome).to_be_visible(timeout=SOON)
+        except AssertionError:
+            continue
+        return
+    expect(outcome).to_be_visible(timeout=SOON)
+
+
 def success(where: Page | Locator) -> Locator:
     """Return the green and blue boxes."""
     return where.get_by_test_id("stAlertContentSuccess").or_(where.get_by_test_id("stAlertContentInfo"))
