@@ -29,6 +29,10 @@ from probes.lanczos import ROUNDING, Floats, Lanczos, Symmetric, random_vector
 from probes.memory import spare_bytes
 from probes.trace import Estimate, Remainder, frobenius_of, trace_of
 
+UNSEARCHED = (
+    "Without random vectors the complement was not searched for multiple or missed eigenvalues; "
+    "set `probes` to 1 or more."
+)
 DENSE_LIMIT = 8000  # parameters: above, the dense matrix takes too long
 
 
@@ -98,6 +102,8 @@ def spectrum(operator: Symmetric, ask: Ask, tick: Tick) -> Spectrum:
         meter.doing = "looking for multiple eigenvalues"
         top, bottom, spent = _with_copies(metered, outliers, ask, top, bottom, caveats, tick)
         products["multiplicity"] = spent
+    elif not ask.probes and not lanczos.exhausted:
+        caveats.append(UNSEARCHED)
     copies = np.array([each.value for each in outliers.found[simple:]])
     remainder = Remainder(lanczos, copies)
     meter.doing = "spectral density and trace (random vectors)"
