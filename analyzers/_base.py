@@ -19,6 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
     from probes.checkpoint import Checkpoint
     from probes.objective import Objective
 

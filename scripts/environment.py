@@ -38,7 +38,7 @@ def _install(requirements: Path) -> None:
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    print(f"Installing {requirements.name} (the first time: some 3 GB, a few minutes) ...", flush=True)
+    print(f"Installing {requirements.name} (with torch some 3 GB, a few minutes the first time) ...", flush=True)
     pip = [str(python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "--requirement", str(requirements)], cwd=ROOT)
     if done.returncode:
