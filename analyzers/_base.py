@@ -9,12 +9,14 @@ import io
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+
+from probes.errors import ProbeError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,12 +104,16 @@ class Result(ABC):
     caveats: tuple[str, ...] = ()
 
     @abstractmethod
-    def figures(self) -> Mapping[str, go.Figure]:
+    def figures(self, **view: Any) -> Mapping[str, go.Figure]:
         """Draw the result: a title-like name (letters, digits, underscores) -> figure."""
 
     @abstractmethod
     def tables(self) -> Mapping[str, pd.DataFrame]:
         """Return the data behind the figures: the same names where there is one for a figure."""
+
+    def overlay(self, others: Sequence[Result], **view: Any) -> Mapping[str, go.Figure]:  # noqa: ARG002
+        """Draw this result and others over one another; raise ProbeError, saying why, where that cannot be."""
+        raise ProbeError(f"Results of {self.analyzer} are not drawn over one another.")
 
     def to_json(self) -> dict[str, Any]:
         """Return what result.json holds (all but the arrays)."""

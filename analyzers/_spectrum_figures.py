@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 POINTS = 900  # of a density curve
 STEMS = 300  # the outermost outliers are drawn, at most so many
 SMOOTHING = 0.005  # standard deviation of the Gaussians, as a share of the spectrum's range
-EIGENVALUE = "Eigenvalue λ (loss per squared unit of the parameters)"
-DENSITY = "Density (share of eigenvalues per unit of λ)"
+EIGENVALUE = "Eigenvalue λ (loss / parameter²)"
+DENSITY = "Density (per unit of λ)"
 
 
 def density_figure(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 class HessianSpectrumResult(Result):
     """The ends of the spectrum with bounds, its density, trace, norm and negative mass."""
 
-    def figures(self, smoothing: float = 0.005) -> Mapping[str, go.Figure]:
+    def figures(self, smoothing: float = 0.005) -> Mapping[str, go.Figure]:  # type: ignore[override]  # its view
         """Draw "spectral_density" and "eigenvalues"; smoothing: width of the Gaussians as a share of the range."""
         from analyzers._spectrum_figures import density_figure, eigenvalue_figure
 
         density = density_figure(self.card, self.values, self.arrays, smoothing)
         return {"spectral_density": density, "eigenvalues": eigenvalue_figure(self.card, self.arrays)}
+
+    def overlay(self, others: Sequence[Result], **view: Any) -> Mapping[str, go.Figure]:
+        """Draw "spectral_density_overlay"; raise ProbeError, naming what differs, when the cards are not the same."""
+        from analyzers._spectrum_figures import overlay
+
+        return overlay([self, *others], **view)
 
     def tables(self) -> Mapping[str, pd.DataFrame]:
         """Return the nodes and weights behind the density, and the eigenvalues with bounds and residuals."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from probes import VERSION
 from probes.errors import CurvatureError, ObjectiveError
 from probes.fitting import first_bad_layer, fit
 from probes.losses import REDUCTIONS, Evaluation, Tally, counted, evaluation, tally, total_loss
@@ -144,7 +145,7 @@ class Objective:
             "dtype": str(self.dtype).removeprefix("torch."),
             "attention": ATTENTION,
             "seed": None,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "versions": {"theodolite": VERSION, "torch": torch.__version__, "python": platform.python_version()},
             "device": _device_name(self.device),
             "checkpoint": self.about.get("checkpoint"),
         }

@@ -152,6 +152,29 @@ def _export(page: Page, folder: Path) -> None:
     alone.context.close()
 
 
+def test_the_real_resnet_passes_the_gate_and_gives_a_spectrum(page: Page, app: Server, real: Path) -> None:
+    folder = real / "cifar10-resnet20"
+    ui.open_page(page, f"{app.url}/?bench=resnet")
+    ui.upload(page, "checkpoint", folder / "resnet20-12fca82f.th")
+    expect(ui.success(ui.step(page, "model")).first).to_contain_text("ResNet-20", timeout=ui.LATE)
+    ui.upload(page, "data", folder / "cifar10-train-1000.npz")
+    expect(ui.on_bench(page, "data", "cifar10-train-1000")).to_be_visible(timeout=ui.SOON)
+    ui.ready(page)
+    for label, value in {
+        "Examples": "32",
+        "Mean": "0.485 0.456 0.406",
+        "Standard deviation": "0.229 0.224 0.225",
+    }.items():
+        ui.fill(page, label, value)
+    ui.press(page, "Use this data")
+    expect(ui.step(page, "data")).to_contain_text("32 of 1 000 examples, each 3 × 32 × 32", timeout=ui.LATE)
+    expect(ui.step(page, "gate")).to_contain_text("91.8 % stored", timeout=ui.LATE)
+    page.get_by_role("link", name="Go on: Hessian spectrum").click()
+    ask(page, **CHEAP | {"Largest_eigenvalues": "1", "Random_vectors": "1", "Trace_samples": "2"})
+    expect(ui.figures(page)).to_be_visible(timeout=ui.LATE)
+    expect(page.get_by_test_id("stMetricValue").first).to_contain_text("±")
+
+
 def test_a_run_is_cancelled_and_retried(page: Page, app: Server, real: Path) -> None:
     lay_out(page, app, real, "cancel", real / "mnist-cnn" / "run1" / "epoch-200.pt")
     page.get_by_role("link", name="Go on: Hessian spectrum").click()

@@ -350,6 +350,21 @@ def test_the_real_mnist_cnn_gives_a_spectrum(real, tmp_path):
     assert list((tmp_path / "out" / "figures").glob("*.html")) and list((tmp_path / "out" / "tables").glob("*.csv"))
 
 
+def test_the_real_resnet_is_recognised_and_gives_a_spectrum(real, tmp_path):
+    folder = real / "cifar10-resnet20"
+    done = command(
+        "run", "hessian_spectrum", "--checkpoint", folder / "resnet20-12fca82f.th", "--model", "resnet20",
+        "--data", folder / "cifar10-train-1000.npz", "--mean", "0.485", "0.456", "0.406",
+        "--std", "0.229", "0.224", "0.225", "--examples", "24", "--shuffle", "1", "--out", tmp_path / "out",
+        "--set", "top=1", "--set", "bottom=0", "--set", "probes=1", "--set", "steps=2", "--set", "trace_probes=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["card"]["parameters"] == 269_722
+    assert result["values"]["accuracy"] == 1 and result["values"]["examples"] == 24
+    assert len(result["values"]["eigenvalues"]) == 1 and result["values"]["eigenvalues"][0] > 0
+
+
 def test_the_example_is_queued_once(tmp_path):
     from workspace.jobs import Jobs
     from workspace.store import Store

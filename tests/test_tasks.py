@@ -89,7 +89,7 @@ def test_an_analysis_and_what_follows_from_it(store: Store, cnn: str, digits: Da
     assert rows
     if browser_found:
         figure = next(iter(result.figures()))
-        drawn = JobSpec("render", {"run": asked.id, "figure": figure, "format": "png"}, "")
+        drawn = JobSpec("render", {"run": asked.id, "figure": figure, "format": "png", "view": {"smoothing": 0.02}}, "")
         path = store.folder(drawn.id) / ask(store, drawn)["file"]
         assert path.read_bytes().startswith(b"\x89PNG")
 

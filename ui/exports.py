@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -28,10 +29,16 @@ MIME = {
 }
 
 
-def panel(job: Job, result: Result, name: str, figure: go.Figure, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Draw the exports of one figure; data is only written when it is asked for."""
+def panel(
+    job: Job,
+    result: Result,
+    name: str,
+    figure: go.Figure,
+    table: pd.DataFrame | None,
+    view: Mapping[str, Any],
+) -> None:
+    """Draw the exports of one figure as it is looked at; data is only written when it is asked for."""
     with st.expander("Export this figure", icon=":material/download:"):
-        table = tables.get(name)
         row = st.container(horizontal=True)
         for format in IMAGE_FORMATS:
             if row.button(format.upper(), key=f"draw-{name}-{format}", help="Drawn by the worker in Chromium."):
@@ -44,7 +51,7 @@ def panel(job: Job, result: Result, name: str, figure: go.Figure, tables: Mappin
         script = "A script that repeats this run."
         _file(row, "Python", "py", job, name, lambda: snippet_of(job.payload, names()).encode(), script)
         if wanted := st.session_state.get(f"drawing-{job.id}-{name}"):
-            _picture(job, name, str(wanted))
+            _picture(job, name, str(wanted), view)
 
 
 def _file(
@@ -79,8 +86,8 @@ def _safely(content: Callable[[], bytes]) -> Callable[[], bytes]:
     return made
 
 
-def _picture(job: Job, name: str, format: str) -> None:
-    spec = rendering(job.id, name, format)
+def _picture(job: Job, name: str, format: str, view: Mapping[str, Any]) -> None:
+    spec = rendering(job.id, name, format, view)
     found = ask(spec, f"draw-{name}")
     if not found:
         return

@@ -33,16 +33,19 @@ def caveats(result: Result) -> None:
 
 
 def figures(
-    job: Job, result: Result, drawn: Mapping[str, go.Figure], tables: Mapping[str, pd.DataFrame], place: str = ""
+    job: Job,
+    result: Result,
+    drawn: Mapping[str, go.Figure],
+    tables: Mapping[str, pd.DataFrame],
+    view: Mapping[str, Any],
 ) -> None:
-    """Draw the figures of a result, each with its exports."""
+    """Draw figures of a result, each with its exports; view: how they are drawn (see `requests.figures_of`)."""
     for name, figure in drawn.items():
         picture = {**PLOT_CONFIG["toImageButtonOptions"], "filename": as_filename(name)}  # type: ignore[dict-item]
         config = {**PLOT_CONFIG, "toImageButtonOptions": picture}
-        st.plotly_chart(
-            figure, theme=None, height=HEIGHT, config=config, key=f"figure-{place}{name}", alt=name.replace("_", " ")
-        )
-        exports.panel(job, result, name, figure, tables)
+        words = name.replace("_", " ")
+        st.plotly_chart(figure, theme=None, height=HEIGHT, config=config, key=f"figure-{name}", alt=words)
+        exports.panel(job, result, name, figure, tables.get(name), view)
 
 
 def tables(found: Mapping[str, pd.DataFrame]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from probes.specs import DataSpec, LossName, ModelSpec
 from ui.state import store
 from workspace.jobs import JobSpec
@@ -36,9 +39,10 @@ def gate(sha256: str, model: ModelSpec, data: DataSpec, loss: LossName) -> JobSp
     return JobSpec("gate", payload, f"Gate: {name_of(sha256)}")
 
 
-def rendering(run: str, figure: str, format: str) -> JobSpec:
-    """Ask for a figure of a finished run as a picture."""
-    return JobSpec("render", {"run": run, "figure": figure, "format": format}, f"Drawing {figure} as {format.upper()}")
+def rendering(run: str, figure: str, format: str, view: Mapping[str, Any]) -> JobSpec:
+    """Ask for a figure of a finished run as a picture, as it is looked at."""
+    payload = {"run": run, "figure": figure, "format": format, "view": dict(view)}
+    return JobSpec("render", payload, f"Drawing {figure} as {format.upper()}")
 
 
 def cross_check(run: str) -> JobSpec:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from analyzers import catalogue
 from analyzers._base import Result
-from analyzers._spectrum_figures import SMOOTHING, overlay
+from analyzers._spectrum_figures import SMOOTHING
 from probes.errors import ProbeError
 from ui import panels
 from ui.progress import ask
@@ -18,7 +18,7 @@ from ui.questions import cross_check, name_of
 from ui.runs import history, title_of
 from ui.state import jobs, result_of
 from ui.step_gate import accuracy
-from ui.text import as_text, number, with_error
+from ui.text import as_list, as_text, number, with_error
 from workspace.jobs import Job
 
 ANALYZER = catalogue()["hessian_spectrum"]
@@ -29,9 +29,10 @@ def draw(job: Job, result: Result) -> None:
     panels.head(job)
     numbers(result.values)
     panels.caveats(result)
-    smoothing = view()
+    smoothing = width()
     tables = dict(result.tables())
-    panels.figures(job, result, result.figures(smoothing), tables)  # type: ignore[call-arg]
+    view = {"smoothing": smoothing}
+    panels.figures(job, result, result.figures(**view), tables, view)
     panels.card(result, "Hessian of what")
     panels.tables(tables)
     compare(job, result, smoothing)
@@ -73,7 +74,7 @@ def _percent(value: Any, error: Any) -> str:
     return f"{100 * value:.3g} ± {100 * error:.2g} %" if isinstance(error, int | float) else f"{100 * value:.3g} %"
 
 
-def view() -> float:
+def width() -> float:
     """Draw the choice of the smoothing width, which changes the drawing only; return it as a share of the range."""
     widths = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
     chosen = st.select_slider(
@@ -106,15 +107,18 @@ def compare(job: Job, result: Result, smoothing: float) -> None:
         if other is None:
             return
         try:
-            drawn = overlay([result, other], smoothing)
+            drawn = result.overlay([other], smoothing=smoothing)
         except ProbeError as error:
             st.error(as_text(error))
             return
-        for name, figure in drawn.items():
-            st.plotly_chart(
-                figure, theme=None, height=panels.HEIGHT, key=f"overlay-{name}", alt="Two spectral densities"
-            )
+        data = {name: _both(result, other) for name in drawn}
+        panels.figures(job, result, drawn, data, {"smoothing": smoothing, "over": [chosen]})
         st.dataframe(_side_by_side(result, other), hide_index=True, alt="Numbers of the two runs")
+
+
+def _both(one: Result, two: Result) -> pd.DataFrame:
+    frames = [each.tables()["spectral_density"].assign(checkpoint=_checkpoint(each)) for each in (one, two)]
+    return pd.concat(frames, ignore_index=True)
 
 
 def _side_by_side(one: Result, two: Result) -> pd.DataFrame:
@@ -156,6 +160,7 @@ def check(job: Job) -> None:
         if found:
             rows = [{_heading(name): _cell(value) for name, value in row.items()} for row in found["rows"]]
             st.dataframe(pd.DataFrame(rows), hide_index=True, alt="PyHessian beside this run")
+            st.caption(as_list(found["notes"]))
 
 
 def _heading(name: str) -> str:

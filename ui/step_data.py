@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -136,11 +137,9 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def _floats(text: str, what: str) -> tuple[float, ...]:
     try:
-        return tuple(float(each) for each in text.replace(";", ",").split(",") if each.strip())
+        return tuple(float(each) for each in re.split(r"[\s,;()\[\]]+", text) if each)
     except ValueError:
-        raise ValueError(
-            f"The {what} is {text!r}; write numbers with commas between, as 0.485, 0.456, 0.406."
-        ) from None
+        raise ValueError(f"The {what} is {text!r}; give one number a channel, as 0.485, 0.456, 0.406.") from None
 
 
 def _seed(text: str) -> int | None:

@@ -210,7 +210,8 @@ def _progress(folder: Path) -> tuple[float, str, float | None]:
         value = json.loads((folder / "progress.json").read_text())
         left = value["seconds_left"]
         if left is not None:
-            left = max(0.0, left - max(0.0, time.time() - value["at"]))
+            left -= max(0.0, time.time() - value["at"])
+            left = left if left > 0 else None  # it takes longer than was thought: nobody knows how much
         return float(value["share"]), str(value["doing"]), left
     except FileNotFoundError:
         return 0.0, "Starting", None

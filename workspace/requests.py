@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analyzers import catalogue
 from analyzers._base import Analyzer, Result
@@ -17,6 +17,9 @@ from probes.errors import ProbeError
 from probes.specs import DataSpec, LossName, ModelSpec
 from workspace.jobs import Jobs, JobSpec
 from workspace.store import Store
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 def analysis(
@@ -56,6 +59,17 @@ def result_of(run: str, store: Store) -> Result:
         return catalogue()[name].result.read(folder)
     except FileNotFoundError:
         raise ProbeError(f"The run {run} has no result yet; wait until it is done, or retry it.") from None
+
+
+def figures_of(run: str, view: Mapping[str, Any], store: Store) -> Mapping[str, go.Figure]:
+    """Draw a finished analysis as it was looked at.
+
+    view: the keywords of the result's `figures`, and `over`: the runs that it is drawn over.
+    """
+    style = {name: value for name, value in view.items() if name != "over"}
+    result = result_of(run, store)
+    others = [result_of(each, store) for each in view.get("over", ())]
+    return result.overlay(others, **style) if others else result.figures(**style)
 
 
 def output_of(run: str, store: Store) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from workspace import example
 from workspace.export import as_filename, image_of
 from workspace.folders import zip_of
 from workspace.jobs import Jobs
-from workspace.requests import analysis, payload_of, result_of
+from workspace.requests import analysis, figures_of, payload_of, result_of
 from workspace.store import Store
 from workspace.task import Task
 from workspace.uploads import allowed_path
@@ -86,7 +86,7 @@ def _cross_check(payload: Payload, store: Store, folder: Path, tick: Tick) -> No
 
 def _render(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
     tick(0.1, "drawing the figure in Chromium")
-    figure = result_of(payload["run"], store).figures()[payload["figure"]]
+    figure = figures_of(payload["run"], payload["view"], store)[payload["figure"]]
     name = f"{as_filename(payload['figure'])}.{payload['format']}"
     write_atomically(folder / "export" / name, image_of(figure, payload["format"]))
     _write(folder, {"file": f"export/{name}"})
