@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +16,13 @@ from analyzers import catalogue
 from analyzers._base import Quiet
 from probes.errors import ProbeError
 from probes.specs import DataSpec, ModelSpec
+from workspace.export import snippet_of
 from workspace.jobs import LANES, Jobs, JobSpec
 from workspace.requests import analysis, result_of
 from workspace.store import Store
 from workspace.tasks import TASKS
 
+ROOT = Path(__file__).resolve().parents[1]
 CNN = (
     "Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2), Conv2d(32, 64, 3), ReLU(), MaxPool2d(2), "
     "Flatten(), Linear(1600, 10))"
@@ -92,6 +98,34 @@ def test_an_analysis_and_what_follows_from_it(store: Store, cnn: str, digits: Da
         drawn = JobSpec("render", {"run": asked.id, "figure": figure, "format": "png", "view": {"smoothing": 0.02}}, "")
         path = store.folder(drawn.id) / ask(store, drawn)["file"]
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_exported_script_repeats_the_run(store: Store, cnn: str, digits: DataSpec, tmp_path: Path) -> None:
+    analyzer = catalogue()["hessian_spectrum"](top=2, bottom=0, probes=1, steps=3, trace_probes=2)
+    few = DataSpec(digits.files, examples=40, shuffle=3)
+    asked = analysis(analyzer, [cnn], ModelSpec("text", text=CNN), few, "cross_entropy", "Spectrum")
+    found = ask(store, asked)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    names = {each.sha256: each.name for each in store.files()}
+    for sha256, name in names.items():
+        (folder / name).write_bytes(store.path_of(sha256).read_bytes())
+    (folder / "reproduce.py").write_text(snippet_of(asked.payload, names))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "reproduce.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    again = ast.literal_eval(done.stdout)
+    np.testing.assert_allclose(again["eigenvalues"], found["values"]["eigenvalues"], rtol=1e-5)
+    assert again["trace"] == pytest.approx(found["values"]["trace"], rel=1e-4)
+    assert (folder / "spectral_density.html").exists()
+    (folder / "epoch-200.pt").write_bytes(b"another file")
+    wrong = subprocess.run(
+        [sys.executable, "reproduce.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert wrong.returncode == 1
+    assert "is not the file of the run" in wrong.stderr
 
 
 @pytest.fixture
