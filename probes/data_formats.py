@@ -88,15 +88,27 @@ def _sources(spec: DataSpec, names: Mapping[str, str]) -> tuple[Source, ...]:
 
 
 def _spread(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """Turn a folder that holds one pair of IDX files into the pair."""
-    if len(sources) != 1 or not sources[0].path.is_dir():
+    """Turn a folder that holds one pair of IDX files into the pair, and one half of a pair into both."""
+    if len(sources) != 1:
         return sources
+    if not sources[0].path.is_dir():
+        return (*sources, *_other_half(sources[0]))
     files = sorted(each for each in sources[0].path.iterdir() if each.is_file())
     pair = tuple(Source(each, each.name) for each in files if _maybe_idx(each))
     if pair and len(pair) != 2:
         names = ", ".join(each.name for each in pair[:6])
         raise DataError(f"{sources[0].name} holds {len(pair)} IDX files ({names}). Name the two that belong together.")
     return pair or sources
+
+
+def _other_half(source: Source) -> tuple[Source, ...]:
+    """Return the file beside an IDX file that MNIST's way of naming makes its partner, if there is one."""
+    name = source.path.name
+    for one, other in (("images-idx3", "labels-idx1"), ("labels-idx1", "images-idx3")):
+        if one in name:
+            partner = source.path.with_name(name.replace(one, other))
+            return (Source(partner, partner.name),) if partner.is_file() and _maybe_idx(source.path) else ()
+    return ()
 
 
 def _maybe_idx(path: Path) -> bool:

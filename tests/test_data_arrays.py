@@ -356,3 +356,15 @@ def test_preview_sheet_shows_the_pixels(pair):
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("L"))
     assert head == "data:image/png;base64" and image.shape == (84, 6 * (67 + 6) - 6)
     assert image[2, 2] == images[0, 0, 0] and image[81, 2] == images[0, 4, 0] and image[2, 73 + 65] == images[1, 0, 3]
+
+
+def test_half_of_a_pair_finds_the_other_beside_it(real: Path, tmp_path: Path) -> None:
+    whole = read_batches(DataSpec((str(real / "mnist"),), examples=20))
+    for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
+        half = read_batches(DataSpec((str(real / "mnist" / name),), examples=20))
+        assert half.sha256 == whole.sha256
+        alone = tmp_path / name
+        alone.write_bytes((real / "mnist" / name).read_bytes())
+        with pytest.raises(DataError, match="two files"):
+            read_batches(DataSpec((str(alone),), examples=20))
+        alone.unlink()
