@@ -5,6 +5,7 @@ import hashlib
 import io
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
