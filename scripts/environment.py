@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import venv
@@ -28,9 +29,17 @@ def ensure(*files: str) -> None:
         sys.exit(f"Theodolite needs Python 3.11 or 3.12, this is {found} ({sys.executable}).")
     if not python().exists():
         print(f"Making {VENV} ...", flush=True)
-        venv.create(VENV, with_pip=True, clear=VENV.exists())
+        _make()
     for name in files:
         _install(ROOT / name)
+
+
+def _make() -> None:
+    try:
+        venv.create(VENV, with_pip=True, clear=VENV.exists())
+    except subprocess.CalledProcessError:
+        shutil.rmtree(VENV, ignore_errors=True)
+        sys.exit(f"{sys.executable} cannot make a virtual environment with pip (Debian: apt-get install python3-venv).")
 
 
 def _install(requirements: Path) -> None:
