@@ -388,6 +388,18 @@ def test_a_picture_is_drawn_by_the_worker(store: Store) -> None:
     assert any("No Chromium was found" in each.value for each in test.error)
 
 
+def test_the_camera_saves_png_or_svg_without_the_server(store: Store) -> None:
+    test = page("hessian_spectrum.py", run=finished_run(store, spectrum_result()))
+
+    def formats() -> list[str]:
+        configs = [json.loads(each.proto.config) for each in test.get("plotly_chart")]
+        return [config["toImageButtonOptions"]["format"] for config in configs]
+
+    assert formats() == ["png", "png"]
+    next(each for each in test.radio if each.key == "camera-eigenvalues").set_value("SVG").run()
+    assert sorted(formats()) == ["png", "svg"]
+
+
 def test_results_of_different_things_are_not_laid_over_one_another(store: Store) -> None:
     run = finished_run(store, spectrum_result())
     same = finished_run(store, spectrum_result("other.pt"), seed=1)

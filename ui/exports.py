@@ -17,6 +17,7 @@ from ui.state import names, store
 from workspace.export import IMAGE_FORMATS, as_filename, csv_of, html_of, json_of, parquet_of, snippet_of
 from workspace.jobs import Job
 
+CAMERA = ("PNG", "SVG")
 MIME = {
     "png": "image/png",
     "svg": "image/svg+xml",
@@ -50,8 +51,20 @@ def panel(
         _file(row, "JSON", "json", job, name, lambda: json_of(result, figure), "Result, card and figure.")
         script = "A script that repeats this run."
         _file(row, "Python", "py", job, name, lambda: snippet_of(job.payload, names()).encode(), script)
+        st.radio(
+            "The camera button above the plot saves",
+            CAMERA,
+            key=f"camera-{name}",
+            horizontal=True,
+            help="Drawn by this browser: it works where the server has no Chromium.",
+        )
         if wanted := st.session_state.get(f"drawing-{job.id}-{name}"):
             _picture(job, name, str(wanted), view)
+
+
+def camera(name: str) -> str:
+    """Return the format in which the camera button of a figure saves it."""
+    return str(st.session_state.get(f"camera-{name}", CAMERA[0])).lower()
 
 
 def _file(

@@ -41,7 +41,7 @@ def figures(
 ) -> None:
     """Draw figures of a result, each with its exports; view: how they are drawn (see `requests.figures_of`)."""
     for name, figure in drawn.items():
-        picture = {**PLOT_CONFIG["toImageButtonOptions"], "filename": as_filename(name)}  # type: ignore[dict-item]
+        picture = {"format": exports.camera(name), "scale": 2, "filename": as_filename(name)}
         config = {**PLOT_CONFIG, "toImageButtonOptions": picture}
         words = name.replace("_", " ")
         st.plotly_chart(figure, theme=None, height=HEIGHT, config=config, key=f"figure-{name}", alt=words)
