@@ -36,8 +36,10 @@ def main() -> int:
     options = parse()
     refuse_taken_port(options.port)
     ensure("requirements.txt")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(0))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, lambda *_: sys.exit(0))
     with services(options) as running:
         try:
             return serve(options, running)

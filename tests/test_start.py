@@ -95,7 +95,10 @@ def test_a_taken_port_is_said() -> None:
 def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     port, workspace = free_port(), tmp_path / "workspace"
     command = [sys.executable, str(START), "--no-browser", "--no-example", "--port", str(port)]
-    process = subprocess.Popen([*command, "--workspace", str(workspace)], cwd=ROOT, stdout=subprocess.PIPE)
+    ignored = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what runs in the background
+    process = subprocess.Popen(
+        [*command, "--workspace", str(workspace)], cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=ignored
+    )
     try:
         wait(lambda: healthy(port), 60)
         yield process, port, workspace
