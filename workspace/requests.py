@@ -70,11 +70,3 @@ def figures_of(run: str, view: Mapping[str, Any], store: Store) -> Mapping[str, 
     result = result_of(run, store)
     others = [result_of(each, store) for each in view.get("over", ())]
     return result.overlay(others, **style) if others else result.figures(**style)
-
-
-def output_of(run: str, store: Store) -> dict[str, Any]:
-    """Return what a finished task other than an analysis wrote; raise ProbeError when it has not finished."""
-    try:
-        return dict(json.loads((store.folder(run) / "result.json").read_text()))
-    except FileNotFoundError:
-        raise ProbeError(f"The run {run} has no result yet; wait until it is done, or retry it.") from None
