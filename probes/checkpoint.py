@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.checkpoint_facts import Found, find
-from probes.checkpoint_files import Contents, open_contents
-from probes.errors import CheckpointError
-from probes.pickle_values import NUMPY_CODES
+from probes.formats.find import Found, find
+from probes.formats.files import Contents, open_contents
+from probes.errors import RefusedCheckpoint
+from probes.formats.pickle_values import NUMPY_CODES
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class Checkpoint:
         return sum(info.numel for name, info in self.tensors.items() if name not in tied and _trained(name, info))
 
     def load(self) -> dict[str, torch.Tensor]:
-        """Return fresh, contiguous, detached copies of all tensors on the CPU; raise CheckpointError."""
+        """Return fresh, contiguous, detached copies of all tensors on the CPU; raise RefusedCheckpoint."""
         return {name: tensor.detach().clone().contiguous() for name, tensor in self.stream()}
 
     def describe(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def read_checkpoint(path: Path, *, name: str | None = None, sha256: str | None =
     """Say what a file (or a Hugging Face folder, or a zip of one) holds; the tensors are not read yet.
 
     name: what the user calls it (default: the file's name). sha256: its hash where it is known already, else the
-    file is hashed. Raises CheckpointError, in words, for whatever is not a checkpoint, damaged, or not safe to open.
+    file is hashed. Raises RefusedCheckpoint, in words, for whatever is not a checkpoint, damaged, or not safe to open.
     """
     path = Path(path)
     name = name or path.name
@@ -132,7 +132,7 @@ def _check_amount(contents: Contents, tensors: Mapping[str, TensorInfo], name: s
     """Refuse a small file whose tensors all look into the same bytes: their copies would fill the memory."""
     total = sum(info.numel for info in tensors.values())
     if total > 8 * contents.bytes + 1024:
-        raise CheckpointError(
+        raise RefusedCheckpoint(
             f"{name} has {contents.bytes:,} bytes but its tensors claim {total:,} elements. It is not opened."
         )
 
@@ -152,7 +152,7 @@ def _scalar_metrics(contents: Contents, found: Found, name: str) -> dict[str, An
 
 def _stream(contents: Contents, found: Found, name: str) -> Tensors:
     if contents.path.stat().st_size != contents.bytes:
-        raise CheckpointError(f"{name} has changed since it was described. Upload it again.")
+        raise RefusedCheckpoint(f"{name} has changed since it was described. Upload it again.")
     if contents.format == "safetensors":
         yield from _stream_safetensors(contents, found, name)
         return
@@ -170,7 +170,7 @@ def _plain(tensor: Any, key: str, found: Found, name: str) -> torch.Tensor:
     expected = found.tensors[key]
     ordinary = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and not tensor.is_quantized
     if not ordinary or tensor.device.type != "cpu" or tuple(tensor.shape) != expected.shape:
-        raise CheckpointError(f"{name}: the tensor {key} is not what the file declared. It is not used.")
+        raise RefusedCheckpoint(f"{name}: the tensor {key} is not what the file declared. It is not used.")
     return tensor.detach()  # type: ignore[no-any-return]
 
 
@@ -182,7 +182,7 @@ def _stream_safetensors(contents: Contents, found: Found, name: str) -> Tensors:
             for key, original in found.names.items():
                 yield key, _plain(file.get_tensor(original), key, found, name)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{name} cannot be read as safetensors: {error}. Copy it again.") from None
+        raise RefusedCheckpoint(f"{name} cannot be read as safetensors: {error}. Copy it again.") from None
 
 
 def _load_torch(contents: Contents, name: str) -> Any:
@@ -195,10 +195,10 @@ def _load_torch(contents: Contents, name: str) -> Any:
                 contents.path, map_location="cpu", weights_only=True, mmap=mmap
             )
     except MemoryError:
-        raise CheckpointError(f"{name} does not fit into this machine's memory.") from None
+        raise RefusedCheckpoint(f"{name} does not fit into this machine's memory.") from None
     except Exception as error:  # noqa: BLE001  torch lets some ten types through, from KeyError to struct.error
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CheckpointError(f"{name} cannot be read by torch ({reason}). Copy it again from its source.") from None
+        raise RefusedCheckpoint(f"{name} cannot be read by torch ({reason}). Copy it again from its source.") from None
 
 
 def _numpy_numbers() -> list[Any]:

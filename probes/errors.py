@@ -9,8 +9,18 @@ class ProbeError(Exception):
     """Base of all errors whose message is meant for the user."""
 
 
-class CheckpointError(ProbeError):
-    """A file is no checkpoint that can be read safely."""
+class RefusedCheckpoint(ProbeError):
+    """A file is no checkpoint that can be read safely; the only error that its readers raise.
+
+    verdict: always "refused". message: the sentence, also `str()` of it.
+    """
+
+    verdict = "refused"
+
+    @property
+    def message(self) -> str:
+        """Return the sentence."""
+        return str(self)
 
 
 class ModelError(ProbeError):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.checkpoint import Checkpoint, TensorInfo, hash_file, read_checkpoint
-from probes.errors import CheckpointError, ModelError
+from probes.errors import RefusedCheckpoint, ModelError
 from probes.hugging_face_files import folder_of, read_config, read_history, weight_files
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _MOST_REPEATED = 10_000
 
 
 def checkpoint_of_folder(path: Path, *, name: str | None = None, sha256: str | None = None) -> Checkpoint:
-    """Read the weights of a folder (or a zip of one), all its shards, as one checkpoint; raise CheckpointError.
+    """Read the weights of a folder (or a zip of one), all its shards, as one checkpoint; raise RefusedCheckpoint.
 
     sha256: for a folder, over the names and hashes of config.json and its weight files.
     """
@@ -49,7 +49,7 @@ def checkpoint_of_folder(path: Path, *, name: str | None = None, sha256: str | N
     folder = folder_of(path)
     files, index = weight_files(folder)
     if not files:
-        raise CheckpointError(f"{name} has config.json but no weights (model.safetensors or pytorch_model.bin).")
+        raise RefusedCheckpoint(f"{name} has config.json but no weights (model.safetensors or pytorch_model.bin).")
     shards = [read_checkpoint(file) for file in files]
     _check_index(shards, index, name)
     config = read_config(folder)
@@ -90,7 +90,7 @@ def _architecture(config: Mapping[str, Any], name: str) -> str:
     listed = config.get("architectures")
     found = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
     if not any(found.endswith(kind) for kind in _KINDS):
-        raise CheckpointError(
+        raise RefusedCheckpoint(
             f"{name}: config.json names {found[:80] or 'no architecture'}; this reads causal language models and "
             "sequence or image classifiers."
         )
@@ -170,11 +170,11 @@ def _check_index(shards: list[Checkpoint], index: Mapping[str, str] | None, name
     for shard in shards:
         for key in shard.tensors:
             if key in seen:
-                raise CheckpointError(f"{name}: {key} is in {seen[key]} and in {shard.name}. Copy the folder again.")
+                raise RefusedCheckpoint(f"{name}: {key} is in {seen[key]} and in {shard.name}. Copy the folder again.")
             seen[key] = shard.name
     wrong = [key for key, file in (index or {}).items() if seen.get(key) != file]
     if wrong:
-        raise CheckpointError(
+        raise RefusedCheckpoint(
             f"{name}: {wrong[0][:80]} is not in the shard that the index says. Copy the folder again."
         )
 

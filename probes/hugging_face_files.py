@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
-from probes.errors import CheckpointError
+from probes.errors import RefusedCheckpoint
 
 _CONFIG_BYTES = 2**20
 _INDEX_BYTES = 64 * 2**20
@@ -42,7 +42,7 @@ def folder_of(path: Path) -> Path:
     if path.is_dir():
         return path
     if not path.is_file():
-        raise CheckpointError(f"{path.name} is neither a folder with config.json nor a zip of one.")
+        raise RefusedCheckpoint(f"{path.name} is neither a folder with config.json nor a zip of one.")
     about = path.stat()
     key = (str(path.resolve()), about.st_size, about.st_mtime_ns)
     if key not in _unpacked:
@@ -56,7 +56,7 @@ def folder_of(path: Path) -> Path:
 
 
 def unpack(path: Path, target: Path) -> None:
-    """Unpack config.json and the weights that lie beside it into `target`; raise CheckpointError for a hostile zip."""
+    """Unpack config.json and the weights that lie beside it into `target`; raise RefusedCheckpoint for a hostile zip."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = _wanted(archive, path.name)
@@ -65,16 +65,16 @@ def unpack(path: Path, target: Path) -> None:
                 budget -= _copy(archive, info, target / PurePosixPath(info.filename).name, budget)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path.name} cannot be unpacked ({reason}). Zip the folder again.") from None
+        raise RefusedCheckpoint(f"{path.name} cannot be unpacked ({reason}). Zip the folder again.") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json as data: bounded in size and depth, without any key that names code, files or kernels."""
     config = _json(folder / "config.json", _CONFIG_BYTES)
     if "quantization_config" in config:
-        raise CheckpointError(f"{folder.name}: the weights are quantized and have no gradients; bring the originals.")
+        raise RefusedCheckpoint(f"{folder.name}: the weights are quantized and have no gradients; bring the originals.")
     if config.get("use_timm_backbone"):
-        raise CheckpointError(
+        raise RefusedCheckpoint(
             f"{folder.name}: it takes its backbone from another library, timm, which is not used here."
         )
     return {key: _cleaned(each, folder, 1) for key, each in config.items() if not _DROPPED.match(key)}
@@ -86,7 +86,7 @@ def weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         if (folder / f"{single}.index.json").is_file():
             index = _json(folder / f"{single}.index.json", _INDEX_BYTES).get("weight_map")
             if not isinstance(index, dict) or not index:
-                raise CheckpointError(f"{folder.name}: {single}.index.json has no weight_map.")
+                raise RefusedCheckpoint(f"{folder.name}: {single}.index.json has no weight_map.")
             return [_inside(folder, name) for name in sorted(set(map(str, index.values())))], index
         if (folder / single).exists():
             return [_inside(folder, single)], None
@@ -116,14 +116,14 @@ def _wanted(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     records = [info for info in archive.infolist() if not info.is_dir()]
     paths = [PurePosixPath(info.filename) for info in records]
     if any(path.is_absolute() or ".." in path.parts or "\\" in str(path) for path in paths):
-        raise CheckpointError(f"{name} has records that would lie outside of its folder. It is not unpacked.")
+        raise RefusedCheckpoint(f"{name} has records that would lie outside of its folder. It is not unpacked.")
     if len({str(path).casefold() for path in paths}) != len(paths):
-        raise CheckpointError(f"{name} has the same record twice. Zip the folder again.")
+        raise RefusedCheckpoint(f"{name} has the same record twice. Zip the folder again.")
     if any(stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1 for info in records):
-        raise CheckpointError(f"{name} has links or encrypted records. Zip the plain folder again.")
+        raise RefusedCheckpoint(f"{name} has links or encrypted records. Zip the plain folder again.")
     homes = sorted((path.parent for path in paths if path.name == "config.json"), key=lambda home: len(home.parts))
     if not homes:
-        raise CheckpointError(f"{name} has no config.json.")
+        raise RefusedCheckpoint(f"{name} has no config.json.")
     pairs = zip(records, paths, strict=True)
     return [info for info, path in pairs if path.parent == homes[0] and _WANTED.match(path.name)]
 
@@ -135,7 +135,7 @@ def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, budget:
         while piece := source.read(_PIECE):
             total += len(piece)
             if total > budget:
-                raise CheckpointError(f"{info.filename} unpacks to far more than the zip holds. It is not unpacked.")
+                raise RefusedCheckpoint(f"{info.filename} unpacks to far more than the zip holds. It is not unpacked.")
             sink.write(piece)
     return total
 
@@ -144,30 +144,30 @@ def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     plain = bool(_WANTED.match(name)) and name not in (".", "..") and not name.startswith(".")
     if not plain or path.is_symlink() or path.resolve().parent != folder.resolve():
-        raise CheckpointError(f"{folder.name}: the weights {name[:80]!r} are not a plain file inside the folder.")
+        raise RefusedCheckpoint(f"{folder.name}: the weights {name[:80]!r} are not a plain file inside the folder.")
     if not path.is_file():
-        raise CheckpointError(f"{folder.name}: the weight file {name[:80]} is missing. Copy the whole folder.")
+        raise RefusedCheckpoint(f"{folder.name}: the weight file {name[:80]} is missing. Copy the whole folder.")
     return path
 
 
 def _json(path: Path, limit: int) -> dict[str, Any]:
     where = f"{path.parent.name}/{path.name}"
     if not path.is_file() or path.is_symlink():
-        raise CheckpointError(f"{where} is missing, or is a link.")
+        raise RefusedCheckpoint(f"{where} is missing, or is a link.")
     if path.stat().st_size > limit:
-        raise CheckpointError(f"{where} has {path.stat().st_size:,} bytes; at most {limit:,} are read.")
+        raise RefusedCheckpoint(f"{where} has {path.stat().st_size:,} bytes; at most {limit:,} are read.")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not readable JSON ({error}).") from None
+        raise RefusedCheckpoint(f"{where} is not readable JSON ({error}).") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} holds a {type(value).__name__}, not an object.")
+        raise RefusedCheckpoint(f"{where} holds a {type(value).__name__}, not an object.")
     return value
 
 
 def _cleaned(value: Any, folder: Path, depth: int) -> Any:
     if depth > _DEPTH:
-        raise CheckpointError(f"{folder.name}/config.json is nested deeper than {_DEPTH}.")
+        raise RefusedCheckpoint(f"{folder.name}/config.json is nested deeper than {_DEPTH}.")
     if isinstance(value, dict):
         kept = {key: each for key, each in value.items() if not _DROPPED.match(key)}
         return {key: _cleaned(each, folder, depth + 1) for key, each in kept.items()}

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from probes.checkpoint import read_checkpoint
-from probes.errors import CheckpointError
+from probes.errors import RefusedCheckpoint
 
 SAVE: dict[str, Callable[[Any, Path], None]] = {
     "torch zip": lambda value, path: torch.save(value, path),
@@ -42,7 +42,7 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(RefusedCheckpoint) as caught:
         read_checkpoint(path).load()
     assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -349,7 +349,7 @@ def test_damaged_files_are_read_or_refused_but_never_crash(form: str, tmp_path: 
         (tmp_path / "x").write_bytes(broken)
         try:
             read_checkpoint(tmp_path / "x").load()
-        except CheckpointError:
+        except RefusedCheckpoint:
             refused += 1
     assert refused > 20
 
@@ -429,7 +429,7 @@ def test_a_file_that_changed_after_its_description_is_refused(tmp_path: Path) ->
     torch.save(state(), tmp_path / "x")
     checkpoint = read_checkpoint(tmp_path / "x")
     torch.save({"w": torch.ones(1)}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match="changed"):
+    with pytest.raises(RefusedCheckpoint, match="changed"):
         checkpoint.load()
 
 
@@ -467,7 +467,7 @@ def test_the_real_resnet_is_read_with_its_stored_precision(real: Path) -> None:
 
 
 def test_the_outline_never_moves_past_one_pickle() -> None:
-    from probes.pickle_outline import read_outline
+    from probes.formats.pickles import read_outline
 
     stream = io.BytesIO(pickle.dumps({"a": 1}, protocol=2) + b"rest")
     assert read_outline(stream, "x")[0] == {"a": 1}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from probes.checkpoint import read_checkpoint
-from probes.errors import CheckpointError, ModelError, ProbeError
+from probes.errors import RefusedCheckpoint, ModelError, ProbeError
 from probes.hugging_face import build_folder, checkpoint_of_folder
 from probes.hugging_face_files import folder_of, read_config, unpack
 from probes.models import Recognition, compare, load_model, recognise
@@ -189,14 +189,14 @@ def test_an_index_cannot_point_out_of_the_folder(name: str, folder: Path, tmp_pa
     shutil.move(folder / "model.safetensors", other / "model.safetensors")
     index = {"weight_map": {"transformer.wte.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="plain file"):
+    with pytest.raises(RefusedCheckpoint, match="plain file"):
         read_checkpoint(folder)
 
 
 def test_links_out_of_the_folder_are_not_followed(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
     (folder / "model.safetensors").symlink_to(tmp_path / "outside.safetensors")
-    with pytest.raises(CheckpointError, match="plain file"):
+    with pytest.raises(RefusedCheckpoint, match="plain file"):
         read_checkpoint(folder)
 
 
@@ -205,7 +205,7 @@ def test_an_index_that_names_the_wrong_shard_is_refused(folder: Path) -> None:
     save_file({"transformer.other": torch.ones(1)}, folder / "second.safetensors")
     index = {"weight_map": {**dict.fromkeys(names, "model.safetensors"), names[0]: "second.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="index says"):
+    with pytest.raises(RefusedCheckpoint, match="index says"):
         read_checkpoint(folder)
 
 
@@ -248,16 +248,16 @@ def test_configs_that_cannot_or_must_not_be_built_are_refused(changes: Any, word
 )
 def test_a_config_that_is_no_bounded_object_is_refused(content: str, folder: Path) -> None:
     (folder / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(RefusedCheckpoint, match=r"config\.json"):
         read_checkpoint(folder)
 
 
 def test_folders_without_weights_or_config_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="no weights"):
+    with pytest.raises(RefusedCheckpoint, match="no weights"):
         read_checkpoint(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError):
+    with pytest.raises(RefusedCheckpoint):
         read_checkpoint(tmp_path / "empty")
 
 
@@ -276,7 +276,7 @@ def test_a_zip_cannot_write_outside(name: str, tmp_path: Path) -> None:
     path = hostile_zip(tmp_path / "x.zip", [("config.json", b"{}"), (name, b"data")])
     target = tmp_path / "deep" / "target"
     target.mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="outside"):
+    with pytest.raises(RefusedCheckpoint, match="outside"):
         unpack(path, target)
     assert {each.name for each in tmp_path.rglob("*")} == {"x.zip", "deep", "target"}
 
@@ -286,7 +286,7 @@ def test_links_twins_and_bombs_in_a_zip_are_refused(tmp_path: Path) -> None:
     twins = hostile_zip(tmp_path / "b", [("config.json", b"{}"), ("CONFIG.json", b"{}")])
     bomb = hostile_zip(tmp_path / "c", [("config.json", b"{}"), ("model.safetensors", bytes(80 * 2**20))])
     for path, words in ((link, "links"), (twins, "twice"), (bomb, "far more")):
-        with pytest.raises(CheckpointError, match=words):
+        with pytest.raises(RefusedCheckpoint, match=words):
             read_checkpoint(path)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from probes.errors import CheckpointError
-from probes.pickle_values import Outline
+from probes.errors import RefusedCheckpoint
+from probes.formats.pickle_values import Outline
 
 _WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "module", "network")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -34,13 +34,13 @@ class Found:
 
 
 def find(value: Any, metadata: Mapping[str, Any], name: str) -> Found:
-    """Find the state dict in what a file holds, with the facts and doubts beside it; raise CheckpointError.
+    """Find the state dict in what a file holds, with the facts and doubts beside it; raise RefusedCheckpoint.
 
     metadata: what a safetensors file says besides, all strings.
     """
     if not isinstance(value, dict):
         what = "a single tensor" if isinstance(value, Outline) else f"a {type(value).__name__}"
-        raise CheckpointError(f"{name} holds {what}, not named tensors. Save model.state_dict().")
+        raise RefusedCheckpoint(f"{name} holds {what}, not named tensors. Save model.state_dict().")
     route, doubts = _route(value, name)
     state = value
     for step in route:
@@ -66,7 +66,7 @@ def _route(value: Mapping[Any, Any], name: str) -> tuple[tuple[str, ...], list[s
         return (), []
     if not candidates:
         held = ", ".join(sorted(_printable(str(key)) for key in value)[:8]) or "nothing"
-        raise CheckpointError(f"{name} holds no named tensors (its keys: {held}). Save model.state_dict().")
+        raise RefusedCheckpoint(f"{name} holds no named tensors (its keys: {held}). Save model.state_dict().")
     chosen = candidates[0]
     if len(candidates) == 1:
         return (chosen,), []
@@ -97,11 +97,11 @@ def _prefix(stored: Mapping[str, Any], value: Mapping[Any, Any]) -> str:
 
 def _check_names(tensors: Mapping[str, Outline], name: str) -> None:
     if not tensors:
-        raise CheckpointError(f"{name} holds no tensors. Save model.state_dict().")
+        raise RefusedCheckpoint(f"{name} holds no tensors. Save model.state_dict().")
     if len(tensors) > _TENSORS or max(map(len, tensors)) > _NAME:
-        raise CheckpointError(f"{name} holds {len(tensors):,} tensors or a name beyond {_NAME} characters.")
+        raise RefusedCheckpoint(f"{name} holds {len(tensors):,} tensors or a name beyond {_NAME} characters.")
     if not all(each.isprintable() for each in tensors):
-        raise CheckpointError(f"{name} has names of tensors that cannot be printed. It is not used.")
+        raise RefusedCheckpoint(f"{name} has names of tensors that cannot be printed. It is not used.")
 
 
 def _facts(

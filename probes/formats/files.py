@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from probes.errors import CheckpointError
-from probes.pickle_outline import read_outline
-from probes.pickle_values import ITEM_BYTES, Outline, Storage
+from probes.errors import RefusedCheckpoint
+from probes.formats.pickles import read_outline
+from probes.formats.pickle_values import ITEM_BYTES, Outline, Storage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PICKLE_BYTES = 64 * 2**20
@@ -54,16 +54,16 @@ class Contents:
 def open_contents(path: Path, name: str) -> Contents | None:
     """Recognise a file by its content and check its structure; None for a folder, or a zip of one, with config.json.
 
-    Raises CheckpointError saying what the file is instead, or where it is damaged.
+    Raises RefusedCheckpoint saying what the file is instead, or where it is damaged.
     """
     if path.is_dir():
         return None
     if not path.is_file():
-        raise CheckpointError(f"{name} is not there, or is not a file.")
+        raise RefusedCheckpoint(f"{name} is not there, or is not a file.")
     try:
         return _recognise(path, name, path.stat().st_size)
     except OSError as error:
-        raise CheckpointError(f"{name} cannot be read from the disk: {error.strerror or error}.") from None
+        raise RefusedCheckpoint(f"{name} cannot be read from the disk: {error.strerror or error}.") from None
 
 
 def _recognise(path: Path, name: str, size: int) -> Contents | None:
@@ -77,12 +77,12 @@ def _recognise(path: Path, name: str, size: int) -> Contents | None:
             return Contents(path, "safetensors", size, *_safetensors(file, size, name))
         if head.startswith(b"\x80"):
             return Contents(path, "torch legacy", size, _legacy(file, size, name))
-    raise CheckpointError(f"{name} is no checkpoint that this knows: bring safetensors, or what torch.save wrote.")
+    raise RefusedCheckpoint(f"{name} is no checkpoint that this knows: bring safetensors, or what torch.save wrote.")
 
 
 def _refuse_others(head: bytes, name: str) -> None:
     if not head:
-        raise CheckpointError(f"{name} is empty (0 bytes). Copy it again from its source.")
+        raise RefusedCheckpoint(f"{name} is empty (0 bytes). Copy it again from its source.")
     what = next((words for magic, words in _OTHERS if head.startswith(magic)), "")
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
@@ -92,7 +92,7 @@ def _refuse_others(head: bytes, name: str) -> None:
     elif head[:1] == b"\x08" and (b"pytorch" in head or b"onnx" in head.lower()):
         what = "an ONNX model: bring the PyTorch state dict it was exported from"
     if what:
-        raise CheckpointError(f"{name} is {what}.")
+        raise RefusedCheckpoint(f"{name} is {what}.")
 
 
 def _open_zip(path: Path, name: str, size: int) -> Contents | None:
@@ -106,7 +106,7 @@ def _open_zip(path: Path, name: str, size: int) -> Contents | None:
             _check_sums(archive, name)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(
+        raise RefusedCheckpoint(
             f"{name} is a damaged or truncated zip archive ({reason}). Copy it again from its source."
         ) from None
     return Contents(path, "torch zip", size, value)
@@ -124,10 +124,10 @@ def _check_records(archive: zipfile.ZipFile, name: str) -> str:
     names = [info.filename for info in records]
     what = _other_zip(records, names)
     if what:
-        raise CheckpointError(f"{name} is {what}.")
+        raise RefusedCheckpoint(f"{name} is {what}.")
     stems = {each.split("/")[0] for each in names}
     if len(set(names)) != len(names) or len(stems) != 1:
-        raise CheckpointError(f"{name} is a zip with doubled records or several folders: torch.save writes none such.")
+        raise RefusedCheckpoint(f"{name} is a zip with doubled records or several folders: torch.save writes none such.")
     return stems.pop()
 
 
@@ -152,9 +152,9 @@ def _zip_outline(archive: zipfile.ZipFile, stem: str, name: str) -> tuple[Any, d
     try:
         info = archive.getinfo(f"{stem}/data.pkl")
     except KeyError:
-        raise CheckpointError(f"{name} has no {stem}/data.pkl: it is no checkpoint of torch.save.") from None
+        raise RefusedCheckpoint(f"{name} has no {stem}/data.pkl: it is no checkpoint of torch.save.") from None
     if info.file_size > _PICKLE_BYTES:
-        raise CheckpointError(f"{name} has an index of {info.file_size:,} bytes, more than any state dict needs.")
+        raise RefusedCheckpoint(f"{name} has an index of {info.file_size:,} bytes, more than any state dict needs.")
     with archive.open(info) as file:
         return read_outline(file, name)
 
@@ -165,7 +165,7 @@ def _check_storages(archive: zipfile.ZipFile, stem: str, storages: Mapping[str, 
         stored = sizes.get(f"{stem}/data/{key}")
         if stored != storage.bytes:
             have = "is missing" if stored is None else f"has {stored:,} bytes"
-            raise CheckpointError(
+            raise RefusedCheckpoint(
                 f"{name} is damaged: its record data/{key} {have} where {storage.bytes:,} are declared. Copy it again."
             )
 
@@ -178,7 +178,7 @@ def _check_sums(archive: zipfile.ZipFile, name: str) -> None:
                 while record.read(_PIECE):
                     pass
         except zipfile.BadZipFile:
-            raise CheckpointError(
+            raise RefusedCheckpoint(
                 f"{name} is damaged: the checksum of its record {info.filename} is wrong. Copy it again."
             ) from None
 
@@ -187,17 +187,17 @@ def _legacy(file: IO[bytes], size: int, name: str) -> Any:
     if read_outline(file, name)[0] != LEGACY_MAGIC:
         file.seek(0)
         read_outline(file, name)  # names what a plain pickle would need, if that is what it is
-        raise CheckpointError(f"{name} is a plain pickle, not written by torch.save: save it with torch.save.")
+        raise RefusedCheckpoint(f"{name} is a plain pickle, not written by torch.save: save it with torch.save.")
     read_outline(file, name)
     read_outline(file, name)
     value, storages = read_outline(file, name)
     keys = [str(key) for key in read_outline(file, name)[0]]
     if sorted(keys) != sorted(storages):
-        raise CheckpointError(f"{name} is damaged: the tensors it declares and those it stores differ.")
+        raise RefusedCheckpoint(f"{name} is damaged: the tensors it declares and those it stores differ.")
     for key in keys:
         _skip_storage(file, storages[key], size, name)
     if file.tell() != size:
-        raise CheckpointError(f"{name} is damaged: {size - file.tell():,} bytes follow its last tensor.")
+        raise RefusedCheckpoint(f"{name} is damaged: {size - file.tell():,} bytes follow its last tensor.")
     return value
 
 
@@ -205,7 +205,7 @@ def _skip_storage(file: IO[bytes], storage: Storage, size: int, name: str) -> No
     count = int.from_bytes(file.read(8), "little")
     end = file.tell() + storage.bytes
     if count != storage.numel or end > size:
-        raise CheckpointError(
+        raise RefusedCheckpoint(
             f"{name} is cut short or damaged: {storage.bytes:,} bytes of a tensor are missing. Copy it again."
         )
     file.seek(end)
@@ -215,13 +215,13 @@ def _safetensors(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Any],
     """Return the outlines and the metadata in a header."""
     length = int.from_bytes(file.read(8), "little")
     if length > _HEADER_BYTES or 8 + length > size:
-        raise CheckpointError(f"{name} is cut short: its header claims {length:,} bytes of {size:,}. Copy it again.")
+        raise RefusedCheckpoint(f"{name} is cut short: its header claims {length:,} bytes of {size:,}. Copy it again.")
     try:
         header = json.loads(file.read(length))
         metadata = dict(header.pop("__metadata__", {}))
         value = {key: _safe_outline(key, about) for key, about in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{name} has no readable safetensors header ({error}). Copy it again.") from None
+        raise RefusedCheckpoint(f"{name} has no readable safetensors header ({error}). Copy it again.") from None
     _check_safetensors(file, name)
     return value, metadata
 
@@ -242,4 +242,4 @@ def _check_safetensors(file: IO[bytes], name: str) -> None:
         with safe_open(file.name, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{name} is a damaged safetensors file: {error}. Copy it again.") from None
+        raise RefusedCheckpoint(f"{name} is a damaged safetensors file: {error}. Copy it again.") from None

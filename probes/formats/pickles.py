@@ -15,8 +15,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-from probes.errors import CheckpointError
-from probes.pickle_values import (
+from probes.errors import RefusedCheckpoint
+from probes.formats.pickle_values import (
     DTYPES,
     ITEM_BYTES,
     STORAGE_NAMES,
@@ -45,7 +45,7 @@ def read_outline(stream: IO[bytes], name: str) -> tuple[Any, dict[str, Storage]]
     """Follow one pickle from the stream's position to its end.
 
     Returns the value (dicts, lists, tuples, strings, numbers, `Outline`s) and the storages by key. The stream stays
-    behind the pickle's last byte. Raises `CheckpointError` naming whatever is not ordinary; `name` is the file's.
+    behind the pickle's last byte. Raises `RefusedCheckpoint` naming whatever is not ordinary; `name` is the file's.
     """
     machine = _Machine(name)
     instruction = ""
@@ -56,7 +56,7 @@ def read_outline(stream: IO[bytes], name: str) -> tuple[Any, dict[str, Storage]]
         return machine.stack.pop(), machine.storages
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         where = f" at {instruction}" if instruction else ""
-        raise CheckpointError(
+        raise RefusedCheckpoint(
             f"{name} is damaged or cut short: its pickle breaks off{where} ({short(error)}). Copy it again."
         ) from None
 
@@ -105,7 +105,7 @@ class _Machine:
     def refuse(self, what: str) -> None:
         """Raise the error, with the advice that mends nearly all such files."""
         advice = "Save a plain state dict instead: torch.save(model.state_dict(), file)."
-        raise CheckpointError(f"{self.name} {what}, so it is not opened. {advice}")
+        raise RefusedCheckpoint(f"{self.name} {what}, so it is not opened. {advice}")
 
     def since_mark(self) -> list[Any]:
         """Take what was pushed since the last mark."""
