@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from probes.data_files import Array, Examples, words
-from probes.data_formats import find_examples
-from probes.data_images import contact_sheet
-from probes.data_targets import read_targets
+from probes.dataset.files import Array, Examples, words
+from probes.dataset.formats import find_examples
+from probes.dataset.images import contact_sheet
+from probes.dataset.targets import read_targets
 from probes.errors import DataError
 from probes.specs import DataSpec, ModelSpec
 

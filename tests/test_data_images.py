@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probes import data_images
 from probes.data import preview, read_batches
+from probes.dataset import images as reader
 from probes.errors import DataError
 from probes.specs import DataSpec
 
@@ -154,11 +154,11 @@ def test_a_linked_folder_is_refused(tmp_path):
 
 def test_members_are_read_under_a_budget(tmp_path, monkeypatch):
     spec = write_zip(tmp_path / "d.zip", {f"a/{index}.png": encoded(pixels(20, 20)) for index in range(9)})
-    monkeypatch.setattr(data_images, "MAX_BYTES", 5 * 400)
+    monkeypatch.setattr(reader, "MAX_BYTES", 5 * 400)
     assert len(read_batches(DataSpec(spec.files, examples=5))) == 5
     with pytest.raises(DataError, match="unpack to over"):
         read_batches(spec)
-    monkeypatch.setattr(data_images, "MAX_IMAGE_BYTES", 100)
+    monkeypatch.setattr(reader, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(DataError, match="more than 100 bytes"):
         read_batches(spec)
 

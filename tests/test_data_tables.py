@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.datasets import load_iris
 
-from probes import data_tables
 from probes.data import preview, read_batches
+from probes.dataset import tables
 from probes.errors import DataError
 from probes.specs import DataSpec
 
@@ -171,7 +171,7 @@ def test_damaged_parquet_is_refused(tmp_path):
 
 
 def test_a_parquet_of_few_bytes_and_many_rows_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_tables, "MAX_BYTES", 2**28)
+    monkeypatch.setattr(tables, "MAX_BYTES", 2**28)
     zeros = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, np.int8)), pa.array([0.0]))
     table = pa.table({"label": zeros, **{f"f{index}": zeros for index in range(3)}})
     with pq.ParquetWriter(tmp_path / "t.parquet", table.schema, compression="zstd") as writer:

@@ -1,0 +1,1 @@
+"""The readers of data, one kind in each file; `probes.data` is the entry."""
