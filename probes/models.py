@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from probes import architectures
+from probes.architecture import modules
+from probes.architecture.families import FAMILIES, Candidate, Family
+from probes.architecture.layers import Shape
 from probes.checkpoint import Checkpoint
 from probes.errors import ModelError
-from probes.families import FAMILIES, Candidate, Family
-from probes.layers import Shape
 from probes.specs import ModelSpec
 
 __all__ = ["FAMILIES", "Family", "Mismatch", "Recognition", "build", "compare", "load_model"]
@@ -25,10 +25,10 @@ _MAXIMUM_SIZE = 2**24
 _MAXIMUM_LAYERS = 2_000
 _COUNTER = "num_batches_tracked"
 _BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
-    "cifar_resnet": architectures.CifarResNet,
-    "small_gpt": architectures.SmallGPT,
-    "mlp": architectures.mlp,
-    "lenet": architectures.lenet,
+    "cifar_resnet": modules.CifarResNet,
+    "small_gpt": modules.SmallGPT,
+    "mlp": modules.mlp,
+    "lenet": modules.lenet,
 }
 
 
@@ -94,7 +94,7 @@ class Recognition:
 
 def recognise(checkpoint: Checkpoint) -> Recognition:
     """Find the model that these tensors belong to: a Hugging Face folder, the catalogue, or a chain of layers."""
-    from probes.proposals import propose
+    from probes.architecture.proposals import propose
 
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     if "hugging_face" in checkpoint.facts:
@@ -146,7 +146,7 @@ def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
 def title_of(spec: ModelSpec) -> str:
     """Name a model in a few words."""
     if spec.source == "text":
-        from probes.model_text import title_of_text
+        from probes.architecture.model_text import title_of_text
 
         return title_of_text(spec.text)
     if spec.source == "hugging_face":
@@ -197,7 +197,7 @@ def _unknown(checkpoint: Checkpoint, nearest: tuple[Candidate, Mismatch] | None)
 
 def _make(spec: ModelSpec) -> nn.Module:
     if spec.source == "text":
-        from probes.model_text import build_text
+        from probes.architecture.model_text import build_text
 
         return build_text(spec.text)
     if spec.source == "hugging_face":

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from probes.architecture.model_text import LAYERS, build_text, parse_text, title_of_text
 from probes.errors import ModelError
-from probes.model_text import LAYERS, build_text, parse_text, title_of_text
 from probes.models import build, load_model
 from probes.specs import ModelSpec
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probes.architectures import CifarResNet, SmallGPT
+from probes.architecture.modules import CifarResNet, SmallGPT
 from probes.checkpoint import Checkpoint, read_checkpoint
 from probes.errors import ModelError
 from probes.models import FAMILIES, build, compare, load_model, recognise, title_of

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from probes.families import FAMILIES
+from probes.architecture.families import FAMILIES
 from probes.specs import ModelSpec
 from ui import bench as benches
 from ui.bench import Bench

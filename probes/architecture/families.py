@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from probes.layers import Shape, Shapes, groups, orders
-from probes.layouts import Layout, layouts
+from probes.architecture.layers import Shape, Shapes, groups, orders
+from probes.architecture.layouts import Layout, layouts
 from probes.specs import ModelSpec
 
 Choices = Mapping[str, tuple[Any, ...]]

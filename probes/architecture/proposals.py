@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from probes.families import Candidate
-from probes.layers import Shape, Shapes, groups, orders
-from probes.layouts import Layout, layouts
-from probes.model_text import title_of_text
+from probes.architecture.families import Candidate
+from probes.architecture.layers import Shape, Shapes, groups, orders
+from probes.architecture.layouts import Layout, layouts
+from probes.architecture.model_text import title_of_text
 from probes.specs import ModelSpec
 
 _NORM_LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
