@@ -1,8 +1,8 @@
 """Bytes on disk -> Checkpoint: what a file holds, found safely, and its tensors when they are asked for.
 
-Formats: safetensors, the zip that `torch.save` writes, and its legacy stream of pickles. A file is recognised by
-its content, never by its name. This is the only module that calls `torch.load`, with `weights_only=True` and only
-after `pickle_outline` has followed the pickle and found nothing but tensors and plain values in it.
+Formats are recognised by content, never by name (`probes.formats.files`). Everything is read by readers of our own:
+nothing in a file is imported, called or executed, and no tensor is read before it is asked for. Torch is imported only
+where a tensor is asked for.
 """
 
 from __future__ import annotations
@@ -11,23 +11,30 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
+from probes.formats.contents import Contents, Limits, Stored
+from probes.formats.files import open_contents
 from probes.formats.find import Found, find
-from probes.formats.files import Contents, open_contents
-from probes.errors import RefusedCheckpoint
-from probes.formats.pickle_values import NUMPY_CODES
 
 if TYPE_CHECKING:
     import torch
 
     Tensors = Iterator[tuple[str, torch.Tensor]]
 
+FULL_BYTES = 2**30  # larger files are described by their structure; they are read in full on the way into the store
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_FLOATING = ("float64", "float32", "float16", "bfloat16")
+_FLOATING = ("float64", "float32", "float16", "bfloat16", "float8")
+
+
+class Entry(NamedTuple):
+    """A tensor of a file: its name, shape, and dtype like "float32"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,19 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+def _none(_: str) -> Tensors:
+    return iter(())
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Named parameters and buffers at one point theta; the tensors stay in the file until `load`.
 
     tensors: names as the model has them (wrapper and prefix removed), in the order of the file. facts: what the file
     says besides: "wrapper", "prefix", "epoch", "step", "metrics", "optimizer", "model_args", "tied". stream: yields
-    (name, tensor) one at a time.
+    (name, tensor) one at a time. weights, sets: the set of weights this is, and all that the file has. moments: what
+    the optimizer keeps for each parameter ("exp_avg"); stream_moments yields one kind of them. texts: config.json and
+    the like. left: what was left behind.
     """
 
     path: Path
@@ -61,60 +74,191 @@ class Checkpoint:
     facts: Mapping[str, Any]
     doubts: tuple[str, ...]
     stream: Callable[[], Tensors] = field(repr=False, compare=False)
+    weights: str = ""
+    sets: tuple[str, ...] = ()
+    moments: tuple[str, ...] = ()
+    stream_moments: Callable[[str], Tensors] = field(default=_none, repr=False, compare=False)
+    texts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    left: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Count the elements of the floating tensors, tied ones once, running statistics left out."""
-        tied = self.facts.get("tied", {})
-        return sum(info.numel for name, info in self.tensors.items() if name not in tied and _trained(name, info))
+        return count_parameters(self.tensors, self.facts.get("tied", {}))
 
     def load(self) -> dict[str, torch.Tensor]:
         """Return fresh, contiguous, detached copies of all tensors on the CPU; raise RefusedCheckpoint."""
-        return {name: tensor.detach().clone().contiguous() for name, tensor in self.stream()}
+        return dict(self.stream())
 
     def describe(self) -> dict[str, Any]:
-        """Return JSON for the page: what was found and every doubt, non-finite weights included (reads the file)."""
-        dtypes: dict[str, int] = {}
-        for info in self.tensors.values():
-            dtypes[info.dtype] = dtypes.get(info.dtype, 0) + 1
-        head = {"name": self.name, "format": self.format, "bytes": self.bytes, "sha256": self.sha256}
-        counts = {"tensors": len(self.tensors), "parameters": self.parameters, "dtypes": dtypes}
+        """Return JSON for the page: what was found and every doubt."""
         said = {"epoch": self.facts.get("epoch"), "metrics": dict(self.facts.get("metrics", {}))}
-        shapes = [[name, list(info.shape), info.dtype] for name, info in self.tensors.items()]
-        doubts = [*self.doubts, *_not_finite(self)]
         return {
-            **head, **counts, **said, "optimizer": self.facts.get("optimizer"), "doubts": doubts, "shapes": shapes,
+            "name": self.name,
+            "format": self.format,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "tensors": len(self.tensors),
+            "parameters": self.parameters,
+            "dtypes": count_dtypes(self.tensors),
+            **said,
+            "optimizer": self.facts.get("optimizer"),
+            "doubts": list(self.doubts),
+            "shapes": [[name, list(info.shape), info.dtype] for name, info in self.tensors.items()],
             "facts": dict(self.facts),
-        }  # fmt: skip
+            "weights": self.weights,
+            "sets": list(self.sets),
+            "left": list(self.left),
+        }
 
 
-def read_checkpoint(path: Path, *, name: str | None = None, sha256: str | None = None) -> Checkpoint:
-    """Say what a file (or a Hugging Face folder, or a zip of one) holds; the tensors are not read yet.
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a file holds, and whether there is something to be warned of.
 
-    name: what the user calls it (default: the file's name). sha256: its hash where it is known already, else the
-    file is hashed. Raises RefusedCheckpoint, in words, for whatever is not a checkpoint, damaged, or not safe to open.
+    Iterating gives (name, shape, dtype) of each tensor; `read` gives its values. full: whether checksums and values
+    were looked at too, or the structure alone (large files).
+    """
+
+    path: Path
+    name: str
+    found: Found
+    contents: Contents = field(repr=False)
+    doubts: tuple[str, ...]
+    full: bool
+
+    @property
+    def verdict(self) -> str:
+        """Return "ok", or "warning" where there are doubts. A refused file raises RefusedCheckpoint instead."""
+        return "warning" if self.doubts else "ok"
+
+    @property
+    def message(self) -> str:
+        """Return the doubts as one text; "" when there are none."""
+        return " ".join(self.doubts)
+
+    @property
+    def format(self) -> str:
+        """Return the name of the format."""
+        return self.contents.format
+
+    @property
+    def tensors(self) -> tuple[Entry, ...]:
+        """List the tensors."""
+        return tuple(self)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash the file, or the files of the folder by their names (reads all of it)."""
+        return hash_of(self.path)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield (name, shape, dtype) of each tensor."""
+        return (Entry(name, each.shape, each.dtype) for name, each in self.found.tensors.items())
+
+    def __len__(self) -> int:
+        """Count the tensors."""
+        return len(self.found.tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return the values of one tensor, fresh on the CPU; raise KeyError or RefusedCheckpoint."""
+        return as_tensor(self.found.tensors[name])
+
+
+def inspect(path: Path | str, *, name: str | None = None, weights: str = "", full: bool | None = None) -> Inspection:
+    """Say what a file or folder holds; nothing in it is executed and, of large files, no tensor is read.
+
+    weights: the set of weights that is meant, where the file has several. full: check checksums and look at all values;
+    None does so up to 1 GiB. Raises RefusedCheckpoint, in words, for whatever is refused.
     """
     path = Path(path)
     name = name or path.name
     contents = open_contents(path, name)
-    if contents is None:
-        from probes.hugging_face import checkpoint_of_folder
+    found = find(contents, name, weights, Limits.from_environment())
+    full = contents.bytes <= FULL_BYTES if full is None else full
+    doubts = list(found.doubts)
+    if full:
+        from probes.formats.statistics import doubts_of, look
 
-        return checkpoint_of_folder(path, name=name, sha256=sha256)
-    found = find(contents.value, contents.metadata, name)
-    tensors = {key: TensorInfo(each.shape, each.dtype) for key, each in found.tensors.items()}
-    _check_amount(contents, tensors, name)
+        contents.verify()
+        doubts += doubts_of({key: look(each.read(), each.dtype) for key, each in found.tensors.items()})
+    return Inspection(path, name, found, contents, tuple(doubts), full)
+
+
+def read_checkpoint(path: Path, *, name: str | None = None, sha256: str | None = None, weights: str = "") -> Checkpoint:
+    """Say what a file or folder holds, in this process; the tensors are not read yet.
+
+    name: what the user calls it (default: the file's name). sha256: its hash where it is known already, else the
+    file is hashed. weights: the set that is meant, where the file has several. Raises RefusedCheckpoint.
+    """
+    path = Path(path)
+    name = name or path.name
+    contents = open_contents(path, name)
+    found = find(contents, name, weights, Limits.from_environment())
+    size = path.stat().st_size
+
+    def stream(tensors: Mapping[str, Stored]) -> Tensors:
+        if path.stat().st_size != size:
+            from probes.errors import RefusedCheckpoint
+
+            raise RefusedCheckpoint(f"{name} has changed since it was described. Upload it again.")
+        return ((key, as_tensor(each)) for key, each in tensors.items())
+
     return Checkpoint(
         path=path,
         name=name,
-        sha256=sha256 or hash_file(path),
-        bytes=path.stat().st_size,
+        sha256=sha256 or hash_of(path),
+        bytes=contents.bytes,
         format=contents.format,
-        tensors=tensors,
-        facts={**found.facts, **_scalar_metrics(contents, found, name)},
+        tensors={key: TensorInfo(each.shape, each.dtype) for key, each in found.tensors.items()},
+        facts=found.facts,
         doubts=found.doubts,
-        stream=lambda: _stream(contents, found, name),
+        stream=lambda: stream(found.tensors),
+        weights=found.default,
+        sets=tuple(found.sets),
+        moments=tuple(found.moments),
+        stream_moments=lambda kind: stream(found.moments[kind]),
+        texts=contents.texts,
+        left=found.left,
     )
+
+
+def as_tensor(stored: Stored) -> torch.Tensor:
+    """Make a tensor of our own of a stored one: dense, contiguous, on the CPU, without hooks or history."""
+    return tensor_of_bytes(stored.read(), stored.dtype, stored.shape)
+
+
+def tensor_of_bytes(raw: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Make a tensor of its little-endian, row-major bytes."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    if not len(raw):
+        return torch.empty(shape, dtype=kind)
+    raw = (raw != 0).view("u1") if dtype == "bool" else raw
+    return torch.frombuffer(raw if raw.flags.writeable else raw.copy(), dtype=kind).reshape(shape)
+
+
+def count_parameters(tensors: Mapping[str, Any], tied: Mapping[str, str]) -> int:
+    """Count the elements of the floating tensors, tied ones once, running statistics left out."""
+    return sum(each.numel for name, each in tensors.items() if name not in tied and _trained(name, each))
+
+
+def count_dtypes(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """Count the tensors of each dtype."""
+    found: dict[str, int] = {}
+    for each in tensors.values():
+        found[each.dtype] = found.get(each.dtype, 0) + 1
+    return found
+
+
+def hash_of(path: Path) -> str:
+    """Return the sha256 (hex) of a file; of a folder that over the names and hashes of its files."""
+    if not path.is_dir():
+        return hash_file(path)
+    files = sorted(each for each in path.rglob("*") if each.is_file() and not each.is_symlink())
+    rows = (f"{each.relative_to(path).as_posix()} {hash_file(each)}\n" for each in files)
+    return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
 
 
 def hash_file(path: Path) -> str:
@@ -123,93 +267,6 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _trained(name: str, info: TensorInfo) -> bool:
+def _trained(name: str, info: Any) -> bool:
     mask = name.endswith("attn.bias") and len(info.shape) == 4  # the causal masks that GPT files may hold
-    return info.dtype in _FLOATING and not mask and not name.endswith(_STATISTICS)
-
-
-def _check_amount(contents: Contents, tensors: Mapping[str, TensorInfo], name: str) -> None:
-    """Refuse a small file whose tensors all look into the same bytes: their copies would fill the memory."""
-    total = sum(info.numel for info in tensors.values())
-    if total > 8 * contents.bytes + 1024:
-        raise RefusedCheckpoint(
-            f"{name} has {contents.bytes:,} bytes but its tensors claim {total:,} elements. It is not opened."
-        )
-
-
-def _scalar_metrics(contents: Contents, found: Found, name: str) -> dict[str, Any]:
-    """Read metrics that were saved as tensors of one element, as torchvision's recipe does with best_acc1."""
-    if not found.scalars:
-        return {}
-    value = _load_torch(contents, name)
-    metrics = dict(found.facts.get("metrics", {}))
-    for key in found.scalars:
-        number = float(dict.__getitem__(value, key).item())
-        if math.isfinite(number):
-            metrics[key] = number
-    return {"metrics": metrics}
-
-
-def _stream(contents: Contents, found: Found, name: str) -> Tensors:
-    if contents.path.stat().st_size != contents.bytes:
-        raise RefusedCheckpoint(f"{name} has changed since it was described. Upload it again.")
-    if contents.format == "safetensors":
-        yield from _stream_safetensors(contents, found, name)
-        return
-    value = _load_torch(contents, name)
-    for step in found.route:
-        value = value[step]
-    for key, original in found.names.items():
-        yield key, _plain(value[original], key, found, name)
-
-
-def _plain(tensor: Any, key: str, found: Found, name: str) -> torch.Tensor:
-    """Check that torch made of it what the outline said: a dense tensor on the CPU, of that shape."""
-    import torch
-
-    expected = found.tensors[key]
-    ordinary = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and not tensor.is_quantized
-    if not ordinary or tensor.device.type != "cpu" or tuple(tensor.shape) != expected.shape:
-        raise RefusedCheckpoint(f"{name}: the tensor {key} is not what the file declared. It is not used.")
-    return tensor.detach()  # type: ignore[no-any-return]
-
-
-def _stream_safetensors(contents: Contents, found: Found, name: str) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(contents.path, framework="pt", device="cpu") as file:
-            for key, original in found.names.items():
-                yield key, _plain(file.get_tensor(original), key, found, name)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise RefusedCheckpoint(f"{name} cannot be read as safetensors: {error}. Copy it again.") from None
-
-
-def _load_torch(contents: Contents, name: str) -> Any:
-    import torch
-
-    mmap = contents.format == "torch zip"
-    try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            return torch.load(  # noqa: TID251  the outline has passed
-                contents.path, map_location="cpu", weights_only=True, mmap=mmap
-            )
-    except MemoryError:
-        raise RefusedCheckpoint(f"{name} does not fit into this machine's memory.") from None
-    except Exception as error:  # noqa: BLE001  torch lets some ten types through, from KeyError to struct.error
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise RefusedCheckpoint(f"{name} cannot be read by torch ({reason}). Copy it again from its source.") from None
-
-
-def _numpy_numbers() -> list[Any]:
-    """List what torch needs to read NumPy numbers under the names of NumPy 1 and 2; the outline admits no others."""
-    types = {type(np.dtype(code)) for code in NUMPY_CODES}
-    scalar = np.float64(0).__reduce__()[0]
-    return [np.dtype, *types, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
-
-
-def _not_finite(checkpoint: Checkpoint) -> list[str]:
-    names = [name for name, tensor in checkpoint.stream() if not bool(tensor.isfinite().all())]
-    if not names:
-        return []
-    return [f"{len(names)} tensors hold values that are not finite ({', '.join(names[:3])}): the training diverged."]
+    return info.dtype.startswith(_FLOATING) and not mask and not name.endswith(_STATISTICS)

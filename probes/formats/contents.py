@@ -1,4 +1,4 @@
-"""What every reader of checkpoints hands back: plain values with a `Stored` in the place of every tensor. No torch here.
+"""What every reader of checkpoints hands back: plain values, a `Stored` in the place of every tensor. No torch here.
 
 A reader opens one kind of file or folder, checks its structure without reading the tensors, and returns `Contents`.
 Nothing from the file is imported, called or executed; whatever is neither a plain value nor a tensor becomes an inert
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 Raw = np.ndarray[Any, np.dtype[np.uint8]]
+Span = Callable[[int, int], Raw]  # (first byte, bytes) -> these bytes of a storage
 
 ITEM_BYTES: Mapping[str, int] = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1,
@@ -38,7 +39,7 @@ class Limits:
     tensors: int = 200_000
     name: int = 512
     parameters: int = 200 * 10**9
-    index: int = 100 * 2**20
+    index: int = 32 * 2**20
     rank: int = 16
     members: int = 300_000
 
@@ -75,18 +76,20 @@ class Stored:
         return self.numel * ITEM_BYTES[self.dtype]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Record:
     """A foreign object of a pickle, made inert: the name of its class, what it was built from, its state.
 
     name: "argparse.Namespace". arguments: of its construction. state: what BUILD gave it (its attributes, mostly).
-    items: what was appended to it, or its (key, value) pairs.
+    items: what was appended to it, and its (key, value) pairs. made: False where the pickle only refers to a class or a
+    function, and does not make anything of it. Only the walker of the pickle fills it in.
     """
 
     name: str
     arguments: tuple[Any, ...] = ()
     state: Any = None
-    items: tuple[Any, ...] = ()
+    items: list[Any] = field(default_factory=list)
+    made: bool = True
 
 
 def nothing() -> None:
@@ -99,8 +102,8 @@ class Contents:
 
     value: what was saved: dicts, lists, tuples, strings, numbers, `Stored`s and `Record`s. metadata: strings or numbers
     that the format keeps beside the tensors (safetensors, GGUF). left: what was left behind, a sentence each. doubts:
-    what a colleague would warn of, a sentence each. texts: small files that lie beside the weights and are plain JSON or
-    text ("config.json", "tokenizer.json"), bounded and cleaned. facts: what the reader itself knows ("hugging_face",
+    what a colleague would warn of, a sentence each. texts: small files beside the weights that are plain JSON or text
+    ("config.json", "tokenizer.json"), bounded and cleaned. facts: what the reader itself knows ("hugging_face",
     "lora", "epoch", "metrics", "model_text"). verify: reads all that has a checksum; raises RefusedCheckpoint.
     """
 

@@ -1,4 +1,4 @@
-"""Where in a saved value are the weights, and what else does it say? Works on outlines: no tensor is read."""
+"""Where in a saved value are the weights, and what else does it say? No tensor is read, but numbers of one element."""
 
 from __future__ import annotations
 
@@ -9,107 +9,121 @@ from dataclasses import dataclass
 from typing import Any
 
 from probes.errors import RefusedCheckpoint
-from probes.formats.pickle_values import Outline
+from probes.formats.contents import Contents, Limits, Record, Stored, printable
+from probes.formats.modules import kinds_of, text_of
+from probes.formats.numbers import number_in
+from probes.formats.optimizers import is_optimizer, moments_of, optimizer_in, words_of
+from probes.formats.sets import Weights, sets_in
 
-_WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "module", "network")
-_PREFIXES = ("module.", "_orig_mod.")
 _EPOCHS = ("epoch", "epochs", "current_epoch", "epoch_num")
 _STEPS = ("step", "global_step", "iteration", "iter", "iter_num", "iters", "num_updates")
-_OPTIMIZERS = ("optimizer", "optimizer_state", "optimizer_state_dict", "optim", "optimizers", "optimizer_states")
+_ARGUMENTS = ("model_args", "args", "hyper_parameters", "hparams", "config", "cfg", "opt", "options")
 _METRIC = re.compile(r"(^|_)(prec|acc|loss|err|f1|auc|score|metric|perplexity|ppl|bleu|map|top)", re.IGNORECASE)
-_TENSORS = 200_000
-_NAME = 512
+_LORA = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\b")
+_MOST_ARGUMENTS = 100
+_MOST_MODULES = 2_000
 
 
 @dataclass(frozen=True)
 class Found:
-    """The weights in a saved value: `route` leads to their dict, `names` maps the model's name to the stored one."""
+    """The weights in a file. sets: name -> tensors by the model's names, the usual set first; default: the one meant.
 
-    route: tuple[str, ...]
-    names: Mapping[str, str]
-    tensors: Mapping[str, Outline]
+    tied: for each set, second names of the same stretch of bytes -> the first. facts, doubts: of the default set.
+    moments: what the optimizer keeps for each parameter, {"exp_avg": {parameter: moment}}. left: what was left behind.
+    """
+
+    sets: Mapping[str, Mapping[str, Stored]]
+    default: str
+    tied: Mapping[str, Mapping[str, str]]
     facts: Mapping[str, Any]
     doubts: tuple[str, ...]
-    scalars: tuple[str, ...]
+    moments: Mapping[str, Mapping[str, Stored]]
+    left: tuple[str, ...]
+
+    @property
+    def tensors(self) -> Mapping[str, Stored]:
+        """Return the tensors of the default set."""
+        return self.sets[self.default]
 
 
-def find(value: Any, metadata: Mapping[str, Any], name: str) -> Found:
-    """Find the state dict in what a file holds, with the facts and doubts beside it; raise RefusedCheckpoint.
+def find(contents: Contents, name: str, weights: str = "", limits: Limits | None = None) -> Found:
+    """Find the state dicts in what a file holds, with the facts and doubts beside them; raise RefusedCheckpoint.
 
-    metadata: what a safetensors file says besides, all strings.
+    weights: the set that is meant, where it is not the usual one.
     """
+    value = contents.value
+    plain = "hugging_face" in contents.facts or "gguf" in contents.facts
+    lightning = isinstance(value, dict) and "pytorch-lightning_version" in value
+    found = sets_in(value, lightning, plain)
+    if not found:
+        raise RefusedCheckpoint(f"{name} {_instead(value)}")
+    sets = {each.name: each for each in reversed(found)}
+    sets = {each.name: each for each in found if sets[each.name] is each}
+    chosen = sets.get(weights) if weights else found[0]
+    if chosen is None:
+        raise RefusedCheckpoint(f"{name} has no weights called {printable(weights, 60)}; it has {', '.join(sets)}.")
+    for each in sets.values():
+        _check(contents, each.tensors, name, limits or Limits())
+    tied = {key: tied_in(each.tensors) for key, each in sets.items()}
+    beside = value if isinstance(value, dict) and chosen.route else {}
+    optimizer = optimizer_in(beside)
+    moments, doubt = moments_of(optimizer, chosen.tensors, tied[chosen.name]) if optimizer else ({}, "")
+    facts = {**_facts(beside, contents.metadata, chosen, tied[chosen.name]), **contents.facts}
+    if optimizer:
+        facts["optimizer"] = words_of(optimizer)
+    doubts = (*contents.doubts, *_choice(chosen, sets), *_doubts(chosen, facts), *([doubt] if doubt else []))
+    order = {chosen.name: chosen, **sets}
+    left = (*contents.left, *_left(chosen))
+    return Found({key: each.tensors for key, each in order.items()}, chosen.name, tied, facts, doubts, moments, left)
+
+
+def tied_in(tensors: Mapping[str, Stored]) -> dict[str, str]:
+    """Map every name that shows the very same stretch of bytes as an earlier one to that earlier name."""
+    first: dict[Any, str] = {}
+    tied = {}
+    for name, each in tensors.items():
+        if each.numel and each.place in first:
+            tied[name] = first[each.place]
+        first.setdefault(each.place, name)
+    return tied
+
+
+def _instead(value: Any) -> str:
+    """Say what a file without weights holds, and what to bring."""
+    if isinstance(value, Stored):
+        return "holds a single tensor, not named tensors. Save model.state_dict()."
+    if is_optimizer(value):
+        return "holds the state of an optimizer only, no weights. Bring the checkpoint of the model."
+    if isinstance(value, Record):
+        return f"holds an object of the class {printable(value.name)}, not named tensors. Save model.state_dict()."
     if not isinstance(value, dict):
-        what = "a single tensor" if isinstance(value, Outline) else f"a {type(value).__name__}"
-        raise RefusedCheckpoint(f"{name} holds {what}, not named tensors. Save model.state_dict().")
-    route, doubts = _route(value, name)
-    state = value
-    for step in route:
-        state = state[step]
-    stored = {str(key): each for key, each in state.items() if isinstance(each, Outline) and isinstance(key, str)}
-    doubts += _left_out(state, stored)
-    prefix = _prefix(stored, value)
-    names = {key.removeprefix(prefix): key for key in stored}
-    tensors = {short: stored[key] for short, key in names.items()}
-    _check_names(tensors, name)
-    facts = _facts(value if route else {}, metadata, route, prefix, tensors)
-    scalars = _scalars(value) if route else ()
-    return Found(route, names, tensors, facts, (*doubts, *_doubts(tensors, facts)), scalars)
+        return f"holds a {type(value).__name__}, not named tensors. Save model.state_dict()."
+    if optimizer_in(value):
+        return "holds the state of an optimizer only, no weights. Bring the checkpoint of the model."
+    held = ", ".join(sorted(printable(str(key), 80) for key in value)[:8]) or "nothing"
+    return f"holds no named tensors (its keys: {held}). Save model.state_dict()."
 
 
-def _route(value: Mapping[Any, Any], name: str) -> tuple[tuple[str, ...], list[str]]:
-    """Lead to the dict of tensors: the value itself, or what lies under one of the usual keys."""
-    candidates = [key for key in _WRAPPERS if _is_state(value.get(key))]
-    others = [key for key, each in value.items() if isinstance(key, str) and _is_state(each)]
-    candidates += [key for key in others if key not in (*candidates, *_OPTIMIZERS)]
-    tensors = sum(isinstance(each, Outline) for each in value.values())
-    if tensors and (not candidates or tensors > 2):
-        return (), []
-    if not candidates:
-        held = ", ".join(sorted(_printable(str(key)) for key in value)[:8]) or "nothing"
-        raise RefusedCheckpoint(f"{name} holds no named tensors (its keys: {held}). Save model.state_dict().")
-    chosen = candidates[0]
-    if len(candidates) == 1:
-        return (chosen,), []
-    rest = ", ".join(_printable(each) for each in candidates[1:])
-    return (chosen,), [f"The file holds several sets of weights; {chosen} was taken, not {rest}."]
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(each, Outline) for each in value.values())
-
-
-def _left_out(state: Mapping[Any, Any], stored: Mapping[str, Any]) -> list[str]:
-    others = [_printable(str(key)) for key in state if key not in stored]
-    return [f"{len(others)} entries are no tensors and were left out ({', '.join(others[:3])})."] if others else []
-
-
-def _prefix(stored: Mapping[str, Any], value: Mapping[Any, Any]) -> str:
-    """Return what DataParallel, torch.compile or Lightning put before every name."""
-    known = (*_PREFIXES, "model.", "net.") if "pytorch-lightning_version" in value else _PREFIXES
-    prefix = ""
-    while stored:
-        more = next((each for each in known if all(key.startswith(prefix + each) for key in stored)), "")
-        if not more:
-            break
-        prefix += more
-    return prefix
-
-
-def _check_names(tensors: Mapping[str, Outline], name: str) -> None:
-    if not tensors:
-        raise RefusedCheckpoint(f"{name} holds no tensors. Save model.state_dict().")
-    if len(tensors) > _TENSORS or max(map(len, tensors)) > _NAME:
-        raise RefusedCheckpoint(f"{name} holds {len(tensors):,} tensors or a name beyond {_NAME} characters.")
-    if not all(each.isprintable() for each in tensors):
-        raise RefusedCheckpoint(f"{name} has names of tensors that cannot be printed. It is not used.")
+def _check(contents: Contents, tensors: Mapping[str, Stored], name: str, limits: Limits) -> None:
+    longest = max(tensors, key=len)
+    if len(tensors) > limits.tensors or len(longest) > limits.name:
+        raise RefusedCheckpoint(
+            f"{name} holds {len(tensors):,} tensors, the longest name has {len(longest):,} characters; at most "
+            f"{limits.tensors:,} tensors and {limits.name} characters are read."
+        )
+    wrong = next((each for each in tensors if not each.isprintable()), None)
+    if wrong is not None:
+        raise RefusedCheckpoint(f"{name} has names of tensors that cannot be printed ({printable(wrong, 40)}).")
+    total = sum(each.numel for each in {each.place: each for each in tensors.values()}.values())
+    if total > limits.parameters:
+        raise RefusedCheckpoint(f"{name} claims {total:,} numbers; at most {limits.parameters:,} are read.")
+    if contents.format.startswith(("torch", "pickle")) and total > 8 * contents.bytes + 1024:
+        # Tensors that all look into the same bytes: their copies would fill the memory.
+        raise RefusedCheckpoint(f"{name} has {contents.bytes:,} bytes but its tensors claim {total:,} elements.")
 
 
 def _facts(
-    value: Mapping[Any, Any],
-    metadata: Mapping[str, Any],
-    route: tuple[str, ...],
-    prefix: str,
-    tensors: Mapping[str, Outline],
+    value: Mapping[Any, Any], metadata: Mapping[str, Any], chosen: Weights, tied: Mapping[str, str]
 ) -> dict[str, Any]:
     said = dict(_numbers(value)) | dict(_written(metadata))
     metrics = {key: number for key, number in said.items() if _METRIC.search(key)}
@@ -117,17 +131,25 @@ def _facts(
         if isinstance(value.get(key), dict):
             metrics |= dict(_numbers(value[key]))
     facts = {
-        "wrapper": _printable(".".join(route)),
-        "prefix": prefix,
+        "wrapper": printable(".".join(chosen.route), 80),
+        "prefix": chosen.prefix,
         "epoch": _first(said, _EPOCHS),
         "step": _first(said, _STEPS),
-        "metrics": metrics,
-        "optimizer": _optimizer(value),
-        "model_args": _model_args(value),
+        "metrics": {**metrics, **_scalars(value)},
+        "model_args": _arguments(value.get("model_args")),
+        "arguments": next((found for key in _ARGUMENTS if (found := _arguments(value.get(key)))), {}),
         "model_text": _stated(metadata),
-        "tied": _tied(tensors),
+        "tied": dict(tied),
+        "lora": {"tensors": sum(bool(_LORA.search(key)) for key in chosen.tensors)} if _is_lora(chosen) else {},
     }
+    if chosen.module is not None:
+        facts["model_text"] = text_of(chosen.module)
+        facts["modules"] = [list(pair) for pair in kinds_of(chosen.module)[:_MOST_MODULES]]
     return {key: each for key, each in facts.items() if each not in (None, "", {})}
+
+
+def _is_lora(chosen: Weights) -> bool:
+    return sum(bool(_LORA.search(key)) for key in chosen.tensors) * 2 > len(chosen.tensors)
 
 
 def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
@@ -139,61 +161,36 @@ def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
 def _written(metadata: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Read the numbers among safetensors' metadata, which are all strings."""
     for key, each in metadata.items():
-        if not _named(key):
+        if not _named(key) or not isinstance(each, str | int | float):
             continue
         try:
             number = float(each)
-        except (TypeError, ValueError):
+        except (ValueError, OverflowError):
             continue
         if math.isfinite(number):
             yield key, int(number) if number.is_integer() and "." not in str(each) else number
+
+
+def _scalars(value: Mapping[Any, Any]) -> dict[str, float]:
+    """Read metrics that were saved as tensors of one element, as torchvision's recipe does with best_acc1."""
+    pairs = ((key, each) for key, each in value.items() if _named(key) and isinstance(each, Stored))
+    found = {key: number_in(each) for key, each in pairs if each.numel == 1 and _METRIC.search(key)}
+    return {key: number for key, number in found.items() if number is not None and math.isfinite(number)}
 
 
 def _first(said: Mapping[str, float], keys: tuple[str, ...]) -> int | None:
     return next((int(said[key]) for key in keys if key in said), None)
 
 
-def _scalars(value: Mapping[Any, Any]) -> tuple[str, ...]:
-    pairs = ((key, each) for key, each in value.items() if _named(key) and isinstance(each, Outline))
-    return tuple(key for key, each in pairs if each.numel == 1 and _METRIC.search(key))
-
-
-def _optimizer(value: Mapping[Any, Any]) -> str | None:
-    """Name the optimizer by the keys of its state; its class is not stored."""
-    found = next((value[key] for key in _OPTIMIZERS if key in value), None)
-    found = found[0] if isinstance(found, (list, tuple)) and found else found
-    if not isinstance(found, dict) or "param_groups" not in found:
-        return None
-    groups = found["param_groups"]
-    group = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
-    state = found.get("state") or {}
-    keys = {key for each in state.values() if isinstance(each, dict) for key in each}
-    rate = group.get("lr")
-    rate_words = f", learning rate {rate:g}" if type(rate) in (int, float) else ""
-    return _optimizer_words(keys, group) + rate_words + ("" if state else " (no state yet)")
-
-
-def _optimizer_words(keys: set[Any], group: Mapping[str, Any]) -> str:
-    if "exp_avg_sq" in keys or "betas" in group:
-        return "AdamW" if group.get("decoupled_weight_decay") else "Adam or AdamW"
-    if "square_avg" in keys:
-        return "RMSprop"
-    if "acc_delta" in keys:
-        return "Adadelta"
-    if "sum" in keys:
-        return "Adagrad"
-    if "momentum_buffer" in keys or group.get("momentum"):
-        return f"SGD with momentum {group['momentum']:g}" if group.get("momentum") else "SGD with momentum"
-    return "SGD" if "momentum" in group else "an optimizer that is not known"
-
-
-def _model_args(value: Mapping[Any, Any]) -> dict[str, Any]:
-    args = value.get("model_args")
-    if not isinstance(args, dict):
-        return {}
-    plain = (str, int, float, bool, type(None))
-    found = {key: each for key, each in args.items() if _named(key) and isinstance(each, plain)}
-    return {key: _printable(each) if isinstance(each, str) else each for key, each in found.items()}
+def _arguments(held: Any) -> dict[str, Any]:
+    """Return the plain values of a configuration: a dict, or the attributes of a Namespace or the like."""
+    held = held.state if isinstance(held, Record) else held
+    held = held[-1] if isinstance(held, tuple) and held else held
+    pairs = held.items() if isinstance(held, dict) else ()
+    plain = {key: each for key, each in pairs if _named(key) and isinstance(each, str | int | float | bool | None)}
+    finite = {key: each for key, each in plain.items() if not isinstance(each, float) or math.isfinite(each)}
+    short = {key: printable(each, 200) if isinstance(each, str) else each for key, each in finite.items()}
+    return dict(list(short.items())[:_MOST_ARGUMENTS])
 
 
 def _stated(metadata: Mapping[str, Any]) -> str:
@@ -206,29 +203,25 @@ def _named(key: Any) -> bool:
     return isinstance(key, str) and key.isprintable() and len(key) <= 80
 
 
-def _tied(tensors: Mapping[str, Outline]) -> dict[str, str]:
-    """Map every name that shows the very same stretch of bytes as an earlier one to that earlier name."""
-    first: dict[Any, str] = {}
-    tied = {}
-    for name, each in tensors.items():
-        place = (each.storage.key, each.offset, each.shape, each.stride)
-        if each.numel and place in first:
-            tied[name] = first[place]
-        first.setdefault(place, name)
-    return tied
+def _left(chosen: Weights) -> tuple[str, ...]:
+    return tuple(each for each in chosen.left if each != "_metadata")
 
 
-def _doubts(tensors: Mapping[str, Outline], facts: Mapping[str, Any]) -> Iterator[str]:
-    half = [name for name, each in tensors.items() if each.dtype in ("float16", "bfloat16")]
-    if half:
-        yield f"{len(half)} tensors are stored in half precision ({half[0]}): some 3 digits of each weight are known."
-    double = [name for name, each in tensors.items() if each.dtype == "float64"]
-    if double:
-        yield f"{len(double)} tensors are float64 ({double[0]}); computing in float32 rounds them."
-    whole = [name for name, each in tensors.items() if not each.dtype.startswith(("float", "bfloat"))]
-    whole = [name for name in whole if not name.endswith("num_batches_tracked")]
-    if whole:
-        yield f"{len(whole)} tensors are not floating ({whole[0]}): they are buffers or quantized weights."
+def _choice(chosen: Weights, sets: Mapping[str, Weights]) -> Iterator[str]:
+    others = [each for each in sets if each != chosen.name]
+    if others:
+        yield f"The file holds several sets of weights; {chosen.name} was taken, not {', '.join(others[:6])}."
+
+
+def _doubts(chosen: Weights, facts: Mapping[str, Any]) -> Iterator[str]:
+    tensors, left = chosen.tensors, _left(chosen)
+    if left:
+        yield f"{len(left)} entries are no tensors and were left out ({', '.join(left[:3])})."
+    if chosen.mixed:
+        yield "Some names begin with module. or _orig_mod. and some do not: the prefixes are mixed up and were kept."
+    if "lora" in facts:
+        yield "These are LoRA weights only: they need their base. Choose the base checkpoint to merge them with."
+    yield from _types(tensors)
     for name, first in list(facts.get("tied", {}).items())[:3]:
         yield f"{name} and {first} share their memory; they count as one parameter."
     empty = [name for name, each in tensors.items() if not each.numel]
@@ -236,5 +229,18 @@ def _doubts(tensors: Mapping[str, Outline], facts: Mapping[str, Any]) -> Iterato
         yield f"{len(empty)} tensors have no elements ({empty[0]})."
 
 
-def _printable(name: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in name)[:80]
+def _types(tensors: Mapping[str, Stored]) -> Iterator[str]:
+    def of(*starts: str) -> list[str]:
+        return [name for name, each in tensors.items() if each.dtype.startswith(starts)]
+
+    if tiny := of("float8"):
+        yield f"{len(tiny)} tensors are float8 ({tiny[0]}): one digit of each weight is known; they widen to float32."
+    if half := of("float16", "bfloat16"):
+        yield f"{len(half)} tensors are stored in half precision ({half[0]}): some 3 digits of each weight are known."
+    if double := of("float64"):
+        yield f"{len(double)} tensors are float64 ({double[0]}); computing in float32 rounds them."
+    if twofold := of("complex"):
+        yield f"{len(twofold)} tensors are complex ({twofold[0]}); analyses of real weights leave them out."
+    whole = [name for name in of("int", "uint", "bool") if not name.endswith("num_batches_tracked")]
+    if whole:
+        yield f"{len(whole)} tensors are not floating ({whole[0]}): they are buffers or quantized weights."

@@ -1,115 +1,133 @@
-"""What the outline of a pickle is made of: storages, tensors as declared, and the names a state dict may use."""
+"""What the walker of pickles makes of the calls that torch and NumPy write: storages, tensors, numbers, arrays."""
 
 from __future__ import annotations
 
-import struct
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ITEM_BYTES = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1,
-    "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "bool": 1, "complex64": 8, "complex128": 16,
-}  # fmt: skip
+import numpy as np
+
+from probes.formats.contents import ITEM_BYTES, Record, Span, Stored, printable
+from probes.formats.raw import row_major, span_of_bytes, stored
+
 _STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
-STORAGE_NAMES = {f"{module}.{name}": dtype for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")}
-STORAGE_NAMES |= {"torch.storage.UntypedStorage": "bytes", "torch.UntypedStorage": "bytes"}
-DTYPES = {f"torch.{name}" for name in ITEM_BYTES}
+STORAGE_NAMES: Mapping[str, str] = {
+    **{f"{module}.{name}": dtype for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")},
+    "torch.storage.UntypedStorage": "bytes",
+    "torch.UntypedStorage": "bytes",
+}
+DTYPES = frozenset(f"torch.{name}" for name in ITEM_BYTES)
+_RANK = 16
+_LARGEST = 2**48
+_KINDS = "biufc"
+_NUMBER_BYTES = 16
 
 
-NUMPY_CODES = {
-    "f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "i2": "<h", "i1": "<b", "u8": "<Q", "u4": "<I",
-    "u2": "<H", "u1": "<B", "b1": "<?",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Storage:
-    """A stretch of bytes in the file that tensors look into: `numel` items of `dtype` ("bytes": untyped)."""
+    """A stretch of bytes that tensors look into: `numel` items of `dtype` ("bytes": untyped), from the byte `start`."""
 
     key: str
     dtype: str
     numel: int
+    device: str
+    span: Span
+    start: int = 0
 
     @property
     def bytes(self) -> int:
         """Return its size."""
         return self.numel * ITEM_BYTES.get(self.dtype, 1)
 
-
-@dataclass(frozen=True)
-class Outline:
-    """A tensor as the file declares it; its strides have been checked to stay inside its storage."""
-
-    storage: Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Return the number of elements."""
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
+    def part(self, first: int, numel: int) -> Storage:
+        """Return a view of it, in items; raise ValueError where it reaches out."""
+        if first + numel > self.numel:
+            raise ValueError(f"a view outside of the storage {self.key}")
+        start = self.start + first * ITEM_BYTES.get(self.dtype, 1)
+        return Storage(self.key, self.dtype, numel, self.device, self.span, start)
 
 
-@dataclass(frozen=True)
+def tensor_of(storage: Storage, dtype: str, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Stored:
+    """Describe a tensor; raise ValueError where it reaches out of its storage or claims more than the storage has."""
+    if len(shape) > _RANK or len(shape) != len(stride):
+        raise ValueError(f"a tensor of {len(shape)} dimensions and {len(stride)} strides; at most {_RANK} are read")
+    item = ITEM_BYTES[dtype]
+    items, numel = storage.bytes // item, math.prod(shape)
+    reach = sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
+    if numel and (offset + reach >= items or numel > items):
+        raise ValueError(f"a tensor of shape {shape} that does not lie within its {items} stored elements")
+    if storage.start % item:
+        raise ValueError("a view that begins inside of an element")
+    first = storage.start // item + offset
+    return stored(storage.span, dtype, first, shape, stride, storage.key, device=storage.device)
+
+
+@dataclass(eq=False)
 class NumpyType:
-    """The type of a NumPy number, as recipes store accuracies: one of the plain ones, little-endian."""
+    """The type of a NumPy value, made from its code ("f8") and the byte order that BUILD tells."""
 
     code: str
-    align: bool
-    copy: bool
+    order: str = "<"
 
-    def __post_init__(self) -> None:
-        if self.code not in NUMPY_CODES:
-            raise ValueError(f"a NumPy value of type {str(self.code)[:20]!r}")
+    def take_state(self, state: Any) -> None:
+        """Take the byte order out of the state that NumPy pickles."""
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+            raise ValueError("a NumPy type of an unknown kind")
+        self.order = "<" if state[1] == "=" else state[1]
 
-    def number(self, content: bytes) -> float:
-        """Return the number that these bytes are; raise ValueError for any other length."""
-        letters = NUMPY_CODES[self.code]
-        if not isinstance(content, bytes) or len(content) != struct.calcsize(letters):
-            raise ValueError(f"a NumPy number with other bytes than {self.code} has")
-        return struct.unpack(letters, content)[0]  # type: ignore[no-any-return]
-
-    def is_state(self, state: object) -> bool:
-        """Say whether NumPy pickles this type with this state."""
-        order = "|" if self.code in ("b1", "u1", "i1") else "<"
-        return state == (3, order, None, None, None, -1, -1, 0)
+    def dtype(self) -> np.dtype[Any] | None:
+        """Return NumPy's type for plain numbers and text; None for objects, records and dates."""
+        known = self.code[:1] in (*_KINDS, "U", "S") and self.code[1:].isdigit() and int(self.code[1:]) < _LARGEST
+        try:
+            return np.dtype(f"{self.order}{self.code}") if known else None
+        except TypeError:
+            return None
 
 
-def stranger(name: str) -> str:
-    if "sparse" in name.lower():
-        return f"holds sparse tensors ({printable(name)}), whose indices cannot be trusted; make them dense first"
-    if "qtensor" in name or name.startswith(("torch.q", "torch.Q", "torch.per_")):
-        return f"holds quantized tensors ({printable(name)}), which have no gradients; save the float weights"
-    if name.startswith(("torch.float8", "torch.float4", "torch.int", "torch.uint", "torch.bits", "torch.complex")):
-        return f"holds numbers of type {printable(name)}, which cannot be analysed; save them as float32"
-    if name.startswith("torch.nn.") or "__main__" in name:
-        return f"holds a whole module or object ({printable(name)}), which would need code to be run"
-    return f"names {printable(name)}, which would need code to be run"
+def numpy_number(kind: Any, content: Any = None) -> Any:
+    """Return the Python number or text that a NumPy scalar was; a record where its type is none of the plain ones."""
+    dtype = kind.dtype() if isinstance(kind, NumpyType) else None
+    if dtype is None:
+        return Record("numpy.generic", (getattr(kind, "code", "?"),))
+    content = content.encode("latin-1") if isinstance(content, str) else content
+    if not isinstance(content, bytes) or len(content) != dtype.itemsize or dtype.itemsize == 0:
+        raise ValueError(f"a NumPy number with other bytes than {dtype} has")
+    return np.frombuffer(content, dtype)[0].item()
 
 
-def printable(name: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in name)[:120]
+def numpy_array(shape: Any, kind: Any, content: Any, fortran: bool = False) -> Any:
+    """Return an array of numbers as a tensor; a record where it holds text or objects."""
+    dtype = kind.dtype() if isinstance(kind, NumpyType) else None
+    content = content.encode("latin-1") if isinstance(content, str) else content
+    if dtype is None or dtype.kind not in _KINDS or not isinstance(content, bytes | bytearray):
+        return Record("numpy.ndarray", (getattr(kind, "code", "?"),))
+    counts = sizes(shape)
+    if math.prod(counts) * dtype.itemsize != len(content) or len(counts) > _RANK:
+        raise ValueError(f"a NumPy array of shape {counts} with {len(content):,} bytes")
+    plain = np.frombuffer(content, dtype).astype(dtype.newbyteorder("<"))
+    if str(plain.dtype) not in ITEM_BYTES:
+        return Record("numpy.ndarray", (str(dtype),))
+    span = span_of_bytes(plain.tobytes())
+    stride = tuple(reversed(row_major(tuple(reversed(counts))))) if fortran else row_major(counts)
+    return stored(span, str(plain.dtype), 0, counts, stride, object())
 
 
 def size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**48:
-        raise ValueError(f"{value!r} is no size")
+    """Return a size; raise ValueError for what is none."""
+    if type(value) is not int or not 0 <= value < _LARGEST:
+        raise ValueError(f"{printable(repr(value)[:60])} is no size")
     return value
 
 
 def sizes(values: Any) -> tuple[int, ...]:
+    """Return sizes; raise ValueError for what is none."""
+    if not isinstance(values, tuple | list) or len(values) > 1000:
+        raise ValueError("a shape that is none")
     return tuple(size(each) for each in values)
-
-
-def short(error: Exception) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__

@@ -1,72 +1,100 @@
-"""Read what a torch pickle says without executing any of it.
+"""Read what a pickle says without executing any of it.
 
-A pickle is a small program. `read_outline` follows its instructions on stand-ins of our own: nothing is imported,
-called or allocated, and every instruction or name outside the few that `torch.save` writes for tensors and plain
-values is refused by name. `torch.load(weights_only=True)` admits more than is safe (tensor classes as constructors
-of uninitialised memory, sparse tensors with unchecked indices, hooks that are called later): it only ever sees files
-whose outline has passed.
+A pickle is a small program. `read_pickle` follows its instructions on stand-ins of our own: nothing is imported,
+called or allocated. Tensors become `Stored`s, objects of other classes inert `Record`s; a pickle that would run, load
+or open something, or call a function that is not known, is refused by the name of that function.
 """
 
 from __future__ import annotations
 
 import pickletools
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 from probes.errors import RefusedCheckpoint
-from probes.formats.pickle_values import (
-    DTYPES,
-    ITEM_BYTES,
-    STORAGE_NAMES,
-    NumpyType,
-    Outline,
-    Storage,
-    short,
-    size,
-    sizes,
-    stranger,
-)
+from probes.formats.contents import Record, Span, printable
+from probes.formats.pickle_names import danger, stranger
+from probes.formats.pickle_values import NumpyType
 
-_MAXIMUM_RANK = 16
-_MAXIMUM_BYTES = 64 * 2**20
-_MAXIMUM_LINE = 1000
+ARRAY = "numpy.ndarray"
+MAXIMUM_BYTES = 32 * 2**20
+_MAXIMUM_LINE = 2**20
+_MAXIMUM_STEPS = 6_000_000
+_LARGEST_KEY = 2**61 - 1  # beyond it different numbers share a hash, and dicts become slow
+_ADVICE = "Save a plain state dict instead: torch.save(model.state_dict(), file)."
+
+
+class Storages(Protocol):
+    """Where the bytes of a pickle's tensors lie."""
+
+    def find(self, key: str, dtype: str, numel: int, device: str) -> Span:
+        """Return the reader of a storage's bytes; raise RefusedCheckpoint where it is not there or has another size."""
+        ...
+
+
+class NoStorages:
+    """A pickle that has no tensors outside of itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find(self, key: str, dtype: str, numel: int, device: str) -> Span:
+        """Refuse."""
+        del dtype, numel, device
+        raise RefusedCheckpoint(f"{self.name} names the storage {printable(key)}, which is not in the file.")
 
 
 @dataclass(frozen=True)
-class _Name:
-    """A global that the pickle names."""
+class Walk:
+    """What a pickle says: its value, and the names of the foreign classes and functions in it, with their counts."""
 
-    name: str
+    value: Any
+    foreign: dict[str, int]
 
 
-def read_outline(stream: IO[bytes], name: str) -> tuple[Any, dict[str, Storage]]:
-    """Follow one pickle from the stream's position to its end.
+def read_pickle(
+    stream: IO[bytes],
+    name: str,
+    storages: Storages | None = None,
+    *,
+    most: int = MAXIMUM_BYTES,
+    persistent: Callable[[Any], Any] | None = None,
+) -> Walk:
+    """Follow one pickle from the stream's position to its end; the stream stays behind its last byte.
 
-    Returns the value (dicts, lists, tuples, strings, numbers, `Outline`s) and the storages by key. The stream stays
-    behind the pickle's last byte. Raises `RefusedCheckpoint` naming whatever is not ordinary; `name` is the file's.
+    name: the file's, for errors. most: bytes that are read at most. persistent: what a persistent id stands for where
+    it is not a storage of torch's. Raises RefusedCheckpoint naming whatever is not honest.
     """
-    machine = _Machine(name)
+    from probes.formats.pickle_calls import Machine
+
+    machine = Machine(name, storages or NoStorages(name), persistent)
     instruction = ""
     try:
-        for opcode, argument, _ in pickletools.genops(cast("IO[bytes]", _Bounded(stream))):
+        for steps, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", _Bounded(stream, most)))):
             instruction = opcode.name
-            machine.step(instruction, argument)
-        return machine.stack.pop(), machine.storages
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            if steps > _MAXIMUM_STEPS:
+                machine.refuse(f"has a pickle of more than {_MAXIMUM_STEPS:,} instructions")
+            step = STEPS.get(instruction)
+            if step is None:
+                machine.refuse(f"uses the pickle instruction {instruction}, which no checkpoint needs")
+            else:
+                step(machine, argument)
+        return Walk(machine.stack.pop(), machine.foreign)
+    except RecursionError:
+        raise RefusedCheckpoint(f"{name} is nested too deeply to be a checkpoint. {_ADVICE}") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, AssertionError) as error:
         where = f" at {instruction}" if instruction else ""
-        raise RefusedCheckpoint(
-            f"{name} is damaged or cut short: its pickle breaks off{where} ({short(error)}). Copy it again."
-        ) from None
+        reason = printable(" ".join(str(error).split())) or type(error).__name__
+        raise RefusedCheckpoint(f"{name} is damaged or cut short: its pickle breaks off{where} ({reason}).") from None
 
 
 class _Bounded:
     """A stream that gives a pickle so many bytes and no more, whatever lengths the pickle claims."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], most: int) -> None:
         self._stream = stream
-        self._left = _MAXIMUM_BYTES
+        self._left = most
 
     def read(self, count: int) -> bytes:
         self._left -= max(count, 0)
@@ -77,35 +105,25 @@ class _Bounded:
     def readline(self) -> bytes:
         line = self._stream.readline(_MAXIMUM_LINE)
         self._left -= len(line)
-        if b"\\" in line:
-            raise ValueError("a name has a backslash")
+        if self._left < 0:
+            raise ValueError("it is too long")
         return line
 
 
-class _Machine:
+class Stack:
     """The stack, the marks and the memo of a pickle being followed."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.protocol = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.storages: dict[str, Storage] = {}
-
-    def step(self, instruction: str, argument: Any) -> None:
-        """Do one instruction."""
-        if instruction in _PLAIN:
-            self.stack.append(argument)
-        elif instruction in _STEPS:
-            _STEPS[instruction](self, argument)
-        else:
-            self.refuse(f"uses the pickle instruction {instruction}, which no state dict needs")
+        self.unfinished: dict[int, list[int]] = {}  # where the memo has arrays that BUILD has yet to fill
+        self.foreign: dict[str, int] = {}
 
     def refuse(self, what: str) -> None:
         """Raise the error, with the advice that mends nearly all such files."""
-        advice = "Save a plain state dict instead: torch.save(model.state_dict(), file)."
-        raise RefusedCheckpoint(f"{self.name} {what}, so it is not opened. {advice}")
+        raise RefusedCheckpoint(f"{self.name} {what}, so it is not opened. {_ADVICE}")
 
     def since_mark(self) -> list[Any]:
         """Take what was pushed since the last mark."""
@@ -113,185 +131,138 @@ class _Machine:
         self.stack = self.marks.pop()
         return items
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def mark(self, _: Any) -> None:
+    def mark(self) -> None:
+        """Begin a new stretch of the stack."""
         self.marks.append(self.stack)
         self.stack = []
 
-    def named(self, argument: Any) -> None:
-        name = str(argument).replace(" ", ".", 1)
-        if name not in _KNOWN:
+    def named(self, name: str) -> None:
+        """Push a reference to a class or a function, unless it is one that no checkpoint needs."""
+        if danger(name):
             self.refuse(stranger(name))
-        self.stack.append(_Name(name))
+        self.stack.append(Record(name, made=False))
 
-    def collect(self, count: int) -> None:
-        items = [self.stack.pop() for _ in range(count)]
-        self.stack.append(tuple(reversed(items)))
+    def take(self, count: int) -> tuple[Any, ...]:
+        """Take the last few values."""
+        if len(self.stack) < count:
+            raise IndexError("its stack is empty")
+        items = tuple(self.stack[len(self.stack) - count :])
+        del self.stack[len(self.stack) - count :]
+        return items
 
-    def extend(self, items: list[Any]) -> None:
+    def extend(self, items: Iterable[Any]) -> None:
+        """Append to the list, set or object on top."""
         target = self.stack[-1]
-        if type(target) is not list:
-            self.refuse(f"appends to a {type(target).__name__}")
-        target.extend(items)
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, set):
+            target.update(self.key(each) for each in items)
+        elif isinstance(target, Record) and target.made:
+            target.items.extend(items)
+        else:
+            self.refuse(f"appends to a {kind_of(target)}")
 
     def fill(self, items: list[Any]) -> None:
+        """Set items of the dict or object on top."""
         target = self.stack[-1]
-        if type(target) not in (dict, OrderedDict) or len(items) % 2:
-            self.refuse(f"sets items of a {type(target).__name__}")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[self.key(key)] = value
+        if len(items) % 2:
+            raise IndexError("a key has no value")
+        pairs = zip(items[::2], items[1::2], strict=True)
+        if isinstance(target, dict):
+            for key, value in pairs:
+                target[self.key(key)] = value
+        elif isinstance(target, Record) and target.made:
+            target.items.extend(pairs)
+        else:
+            self.refuse(f"sets items of a {kind_of(target)}")
 
     def key(self, value: Any) -> Hashable:
-        if not isinstance(value, (str, int, float, bool, type(None))):
+        """Return the key of a dict; lists and dicts are none."""
+        if isinstance(value, int) and abs(value) >= _LARGEST_KEY:
+            self.refuse("has a number beyond 2^61 as the key of a dict")
+        if isinstance(value, list | dict | set | bytearray | NumpyType):
             self.refuse(f"has a {type(value).__name__} as the key of a dict")
-        return value  # type: ignore[no-any-return]
-
-    def build(self, _: Any) -> None:
-        state = self.stack.pop()
-        if isinstance(self.stack[-1], NumpyType) and self.stack[-1].is_state(state):
-            return
-        if type(self.stack[-1]) is not OrderedDict or type(state) is not dict or set(state) - {"_metadata"}:
-            self.refuse("sets attributes of an object (a hook, or a class of its own)")
-
-    def reduce(self, _: Any) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        name = function.name if isinstance(function, _Name) else type(function).__name__
-        if name not in _CALLS:
-            self.refuse(f"calls {name} as a function")
-        self.stack.append(_CALLS[name](self, *arguments))
-
-    def persistent(self, _: Any) -> None:
-        kind, *rest = self.stack.pop()
-        if kind != "storage":
-            self.refuse("holds a whole module with its source")
-        self.stack.append(self.storage(*rest))
-
-    def storage(self, kind: _Name, key: Any, _location: Any, numel: int, view: Any = None) -> Storage:
-        found = Storage(str(key), STORAGE_NAMES[kind.name], size(numel))
-        first = self.storages.setdefault(found.key, found)
-        if first.bytes != found.bytes:
-            self.refuse(f"declares the storage {found.key} twice, with {first.bytes} and {found.bytes} bytes")
-        if view is None:
-            return found
-        start, length = size(view[1]), size(view[2])
-        if start + length > found.numel:
-            self.refuse(f"declares a view outside of the storage {found.key}")
-        return Storage(f"{found.key}/{view[0]}", found.dtype, length)
-
-    def tensor(self, storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> Outline:
-        hooks, dtype = (rest[1] if len(rest) > 1 else None), (rest[2] if len(rest) > 2 else None)
-        if hooks:
-            self.refuse("holds a tensor with backward hooks, functions that would be called later")
-        if len(rest) > 3 and rest[3]:
-            self.refuse("holds a tensor with attributes of its own")
-        found = dtype.name.removeprefix("torch.") if isinstance(dtype, _Name) else storage.dtype
-        outline = Outline(storage, found, size(offset), sizes(shape), sizes(stride))
-        self.check(outline)
-        return outline
-
-    def check(self, outline: Outline) -> None:
-        """Refuse a tensor that reaches out of its storage, or claims more elements than the storage has."""
-        if len(outline.shape) > _MAXIMUM_RANK or len(outline.shape) != len(outline.stride):
-            self.refuse(f"holds a tensor of {len(outline.shape)} dimensions and {len(outline.stride)} strides")
-        items = outline.storage.bytes // ITEM_BYTES[outline.dtype]
-        reach = sum((count - 1) * step for count, step in zip(outline.shape, outline.stride, strict=True))
-        if outline.numel and (outline.offset + reach >= items or outline.numel > items):
-            self.refuse(f"holds a tensor of shape {outline.shape} that does not lie within its {items} stored elements")
-
-    def parameter(self, data: Any, _grad: Any = None, hooks: Any = None, *_: Any) -> Outline:
-        if hooks or not isinstance(data, Outline):
-            self.refuse("holds a parameter with hooks or state of its own")
-        return data  # type: ignore[no-any-return]
-
-    def ordered(self, items: Any = ()) -> OrderedDict[Any, Any]:
-        return OrderedDict((self.key(key), value) for key, value in items)
-
-    def plain(self, *values: Any) -> Any:
-        """Stand in for a size, a device, a set: nothing here looks at them, but their parts must be harmless."""
-        flat = [each for value in values for each in (value if isinstance(value, (list, tuple, dict)) else [value])]
-        return tuple(self.key(each) for each in flat)
-
-    def encoded(self, text: str, encoding: str) -> bytes:
-        return text.encode({"latin1": "latin-1"}[encoding])
+        hash(value)
+        return cast("Hashable", value)
 
 
-_PLAIN = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING"}
-_PUSH_EMPTY: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict,
-    "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
-}  # fmt: skip
+def kind_of(value: Any) -> str:
+    """Name the kind of a value in an error."""
+    return printable(value.name) if isinstance(value, Record) else type(value).__name__
 
 
-def _pusher(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.stack.append(make())
+def _push(machine: Any, value: Any) -> None:
+    machine.stack.append(value)
 
 
-def _memoise(machine: _Machine, index: int) -> None:
-    machine.memo[index] = machine.stack[-1]
+def _memoise(machine: Any, index: int) -> None:
+    value = machine.stack[-1]
+    machine.memo[int(index)] = value
+    if isinstance(value, Record) and value.name == ARRAY:
+        machine.unfinished.setdefault(id(value), []).append(int(index))
 
 
-def _start(machine: _Machine, version: int) -> None:
-    machine.protocol = version
+def _recall(machine: Any, index: int) -> None:
+    machine.stack.append(machine.memo[int(index)])
 
 
-def _stop(machine: _Machine, _: Any) -> None:
-    if machine.protocol != 2:
-        machine.refuse(f"is written in pickle protocol {machine.protocol}, while the safe reader knows protocol 2")
+def _stack_global(machine: Any, _: Any) -> None:
+    module, name = machine.take(2)
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError("a name that is no text")
+    machine.named(f"{module}.{name}")
 
 
-def _stack_global(machine: _Machine, _: Any) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
-    machine.named(f"{module} {name}")
+def _dict_of(items: list[Any], machine: Any) -> dict[Any, Any]:
+    machine.stack.append({})
+    machine.fill(items)
+    return cast("dict[Any, Any]", machine.stack.pop())
 
 
-def _new_object(machine: _Machine, _: Any) -> None:
-    machine.stack.pop()
-    kind = machine.stack.pop()
-    machine.refuse(f"builds an object of {kind.name if isinstance(kind, _Name) else 'some class'}")
-
-
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    **{name: _pusher(make) for name, make in _PUSH_EMPTY.items()},
-    "PROTO": _start,
-    "STOP": _stop,
+_VALUES = (
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
+    "BINUNICODE8", "FLOAT", "BINFLOAT",
+)  # fmt: skip
+Step = Callable[[Any, Any], Any]
+STEPS: dict[str, Step] = {
+    **dict.fromkeys(_VALUES, _push),
+    "NONE": lambda machine, _: machine.stack.append(None),
+    "NEWTRUE": lambda machine, _: machine.stack.append(True),
+    "NEWFALSE": lambda machine, _: machine.stack.append(False),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
+    "EMPTY_SET": lambda machine, _: machine.stack.append(set()),
+    "PROTO": lambda *_: None,
     "FRAME": lambda *_: None,
+    "STOP": lambda *_: None,
+    "MARK": lambda machine, _: machine.mark(),
+    "POP": lambda machine, _: machine.stack.pop() if machine.stack else machine.since_mark(),
+    "POP_MARK": lambda machine, _: machine.since_mark(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     "MEMOIZE": lambda machine, _: _memoise(machine, len(machine.memo)),
-    "STACK_GLOBAL": _stack_global,
-    "MARK": _Machine.mark,
-    "GLOBAL": _Machine.named,
-    "NEWOBJ": _new_object,
-    "REDUCE": _Machine.reduce,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.persistent,
-    "BINPUT": _memoise,
-    "LONG_BINPUT": _memoise,
-    "BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
-    "LONG_BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
-    "TUPLE1": lambda machine, _: machine.collect(1),
-    "TUPLE2": lambda machine, _: machine.collect(2),
-    "TUPLE3": lambda machine, _: machine.collect(3),
-    "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _memoise),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _recall),
+    "LIST": lambda machine, _: _push(machine, machine.since_mark()),
+    "TUPLE": lambda machine, _: _push(machine, tuple(machine.since_mark())),
+    "DICT": lambda machine, _: _push(machine, _dict_of(machine.since_mark(), machine)),
+    "FROZENSET": lambda machine, _: _push(machine, frozenset(machine.key(each) for each in machine.since_mark())),
+    "TUPLE1": lambda machine, _: _push(machine, machine.take(1)),
+    "TUPLE2": lambda machine, _: _push(machine, machine.take(2)),
+    "TUPLE3": lambda machine, _: _push(machine, machine.take(3)),
+    "APPEND": lambda machine, _: machine.extend(machine.take(1)),
     "APPENDS": lambda machine, _: machine.extend(machine.since_mark()),
-    "SETITEM": lambda machine, _: machine.fill(list(reversed([machine.stack.pop(), machine.stack.pop()]))),
+    "ADDITEMS": lambda machine, _: machine.extend(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.fill(list(machine.take(2))),
     "SETITEMS": lambda machine, _: machine.fill(machine.since_mark()),
+    "GLOBAL": lambda machine, name: machine.named(str(name).replace(" ", ".", 1)),
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": lambda machine, _: machine.reduce(),
+    "NEWOBJ": lambda machine, _: machine.new_object(),
+    "NEWOBJ_EX": lambda machine, _: machine.new_object_with_names(),
+    "INST": lambda machine, name: machine.instance(str(name).replace(" ", ".", 1)),
+    "OBJ": lambda machine, _: machine.object(),
+    "BUILD": lambda machine, _: machine.build(),
+    "BINPERSID": lambda machine, _: machine.persist(),
 }
-_CALLS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _Machine.tensor,
-    "torch._utils._rebuild_tensor_v2": _Machine.tensor,
-    "torch._utils._rebuild_tensor_v3": _Machine.tensor,
-    "torch._utils._rebuild_parameter": _Machine.parameter,
-    "collections.OrderedDict": _Machine.ordered,
-    "collections.Counter": _Machine.plain,
-    "builtins.set": _Machine.plain,
-    "__builtin__.set": _Machine.plain,
-    "torch.Size": _Machine.plain,
-    "torch.device": _Machine.plain,
-    "_codecs.encode": _Machine.encoded,
-    "numpy.dtype": lambda _, code, align, copy: NumpyType(code, align, copy),
-    "numpy.core.multiarray.scalar": lambda _, kind, content: kind.number(content),
-    "numpy._core.multiarray.scalar": lambda _, kind, content: kind.number(content),
-}
-_KNOWN = set(_CALLS) | set(STORAGE_NAMES) | DTYPES
