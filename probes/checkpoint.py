@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from probes.formats.contents import Contents, Limits, Stored
+from probes.formats.contents import Contents, Limits, Stored, Texts
 from probes.formats.files import open_contents
 from probes.formats.find import Found, find
 
@@ -78,7 +78,7 @@ class Checkpoint:
     sets: tuple[str, ...] = ()
     moments: tuple[str, ...] = ()
     stream_moments: Callable[[str], Tensors] = field(default=_none, repr=False, compare=False)
-    texts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    texts: Texts = field(default_factory=dict, repr=False)
     left: tuple[str, ...] = ()
 
     @property

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 Raw = np.ndarray[Any, np.dtype[np.uint8]]
+Texts = Mapping[str, bytes]
 Span = Callable[[int, int], Raw]  # (first byte, bytes) -> these bytes of a storage
 
 ITEM_BYTES: Mapping[str, int] = {
@@ -114,7 +115,7 @@ class Contents:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
-    texts: Mapping[str, bytes] = field(default_factory=dict)
+    texts: Texts = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     verify: Callable[[], None] = nothing
 

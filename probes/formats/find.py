@@ -130,7 +130,7 @@ def _facts(
     for key in ("metrics", "results", "scores"):
         if isinstance(value.get(key), dict):
             metrics |= dict(_numbers(value[key]))
-    facts = {
+    facts: dict[str, Any] = {
         "wrapper": printable(".".join(chosen.route), 80),
         "prefix": chosen.prefix,
         "epoch": _first(said, _EPOCHS),

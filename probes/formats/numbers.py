@@ -27,7 +27,9 @@ def numbers(raw: Raw, dtype: str) -> np.ndarray[Any, Any]:
         wide |= raw.view("<u2").astype(np.uint32) << 16
         return wide.view(np.float32)
     if dtype.startswith("float8"):
-        return _table(dtype)[raw]
+        table: np.ndarray[Any, Any] = _table(dtype)
+        wide_of: np.ndarray[Any, Any] = table[raw]
+        return wide_of
     if dtype == "complex32":
         return raw.view("<f2")
     return raw.view(np.dtype(dtype).newbyteorder("<"))
@@ -53,7 +55,7 @@ def _table(dtype: str) -> np.ndarray[Any, Any]:
     sign = np.where(bits >= 128, -1.0, 1.0)
     exponent, digit = (bits >> digits) & (2**exponents - 1), bits & (2**digits - 1)
     normal = np.exp2((exponent - bias).astype(np.float64)) * (1 + digit / 2**digits)
-    value = sign * np.where(exponent > 0, normal, np.exp2(1.0 - bias) * digit / 2**digits)
+    value: np.ndarray[Any, Any] = sign * np.where(exponent > 0, normal, np.exp2(1.0 - bias) * digit / 2**digits)
     if dtype.endswith("fnuz"):
         value[128] = np.nan
     elif dtype == "float8_e4m3fn":

@@ -14,7 +14,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 def optimizer_in(value: Mapping[Any, Any]) -> Mapping[str, Any] | None:
     """Return the state dict of the (first) optimizer in a training checkpoint."""
-    found = next((value[key] for key in KEYS if key in value), None)
+    found: Any = next((value[key] for key in KEYS if key in value), None)
     found = found[0] if isinstance(found, list | tuple) and found else found
     return found if is_optimizer(found) else None
 

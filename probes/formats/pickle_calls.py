@@ -248,7 +248,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "copyreg.__newobj__": Machine.reconstructed,
     "_codecs.encode": Machine.encoded,
     **{f"{module}.bytearray": Machine.bytes for module in ("builtins", "__builtin__")},
-    "builtins.bytes": Machine.bytes,
+    **{f"{module}.bytes": Machine.bytes for module in ("builtins", "__builtin__")},
     **{f"{module}.set": Machine.set for module in ("builtins", "__builtin__")},
     **{f"{module}.frozenset": lambda machine, items=(): frozenset(machine.set(items))
        for module in ("builtins", "__builtin__")},

@@ -66,11 +66,18 @@ _FUNCTIONS = frozenset(
      "torch.Generator", "torch.random.Generator", "torch.storage.UntypedStorage._new")
 )  # fmt: skip
 
+# What TorchScript writes: classes of the program in the same file (__torch__...), which exist nowhere else, and lists.
+_SCRIPT = frozenset(
+    f"torch.jit._pickle.{each}"
+    for each in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+)
+
 
 def danger(name: str) -> bool:
     """Say whether a name has no place in a checkpoint: it runs, loads, opens or reaches out of the process."""
     module, _, rest = name.partition(".")
-    if any(part.startswith("__") and part not in _DUNDERS for part in name.split(".")):
+    dunders = [part for part in name.split(".") if part.startswith("__") and part not in _DUNDERS]
+    if dunders and not _is_random(name):
         return True
     if module in ("builtins", "__builtin__", "exceptions"):
         return rest not in _BUILTINS and not rest.endswith(("Error", "Exception", "Warning", "Interrupt"))
@@ -87,12 +94,17 @@ _DUNDERS = frozenset(
 )  # fmt: skip
 
 
+def _is_random(name: str) -> bool:
+    """Say whether a name makes one of NumPy's generators of random numbers."""
+    return name.startswith(("numpy.random.bit_generator.__pyx_unpickle_", "numpy.random._"))
+
+
 def constructs(name: str) -> bool:
     """Say whether calling a name can only be the construction of a value: a class by its capital, or a known one.
 
     torch's classes of tensors and storages are none: they would hand out memory that nobody wrote to.
     """
-    if name in _FUNCTIONS:
+    if name in _FUNCTIONS or _is_random(name):
         return True
     module, _, last = name.rpartition(".")
     if not last.lstrip("_")[:1].isupper() or module in ("torch", "builtins", "__builtin__"):

@@ -8,6 +8,7 @@ or open something, or call a function that is not known, is refused by the name 
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, cast
@@ -69,9 +70,18 @@ def read_pickle(
     from probes.formats.pickle_calls import Machine
 
     machine = Machine(name, storages or NoStorages(name), persistent)
-    instruction = ""
     try:
-        for steps, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", _Bounded(stream, most)))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickletools decodes old strings with escapes that Python frowns upon
+            return _follow(machine, cast("IO[bytes]", _Bounded(stream, most)))
+    except RecursionError:
+        raise RefusedCheckpoint(f"{name} is nested too deeply to be a checkpoint. {_ADVICE}") from None
+
+
+def _follow(machine: Any, stream: IO[bytes]) -> Walk:
+    name, instruction = machine.name, ""
+    try:
+        for steps, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             instruction = opcode.name
             if steps > _MAXIMUM_STEPS:
                 machine.refuse(f"has a pickle of more than {_MAXIMUM_STEPS:,} instructions")
@@ -81,8 +91,6 @@ def read_pickle(
             else:
                 step(machine, argument)
         return Walk(machine.stack.pop(), machine.foreign)
-    except RecursionError:
-        raise RefusedCheckpoint(f"{name} is nested too deeply to be a checkpoint. {_ADVICE}") from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, AssertionError) as error:
         where = f" at {instruction}" if instruction else ""
         reason = printable(" ".join(str(error).split())) or type(error).__name__

@@ -71,7 +71,7 @@ def _check_offsets(header: Mapping[str, Any], size: int, name: str) -> None:
     """Refuse overlaps, holes and tensors that reach out: together they must be the rest of the file."""
     spans = []
     for key, about in header.items():
-        offsets = about.get("data_offsets") if isinstance(about, dict) else None
+        offsets: Any = about.get("data_offsets") if isinstance(about, dict) else None
         whole = isinstance(offsets, list) and len(offsets) == 2 and all(type(each) is int for each in offsets)
         if not whole or not 0 <= offsets[0] <= offsets[1] <= size:
             raise RefusedCheckpoint(
