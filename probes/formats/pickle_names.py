@@ -76,6 +76,8 @@ _SCRIPT = frozenset(
 def danger(name: str) -> bool:
     """Say whether a name has no place in a checkpoint: it runs, loads, opens or reaches out of the process."""
     module, _, rest = name.partition(".")
+    if name in _SCRIPT or module == "__torch__":
+        return False
     dunders = [part for part in name.split(".") if part.startswith("__") and part not in _DUNDERS]
     if dunders and not _is_random(name):
         return True
@@ -104,7 +106,7 @@ def constructs(name: str) -> bool:
 
     torch's classes of tensors and storages are none: they would hand out memory that nobody wrote to.
     """
-    if name in _FUNCTIONS or _is_random(name):
+    if name in _FUNCTIONS or name in _SCRIPT or name.startswith("__torch__.") or _is_random(name):
         return True
     module, _, last = name.rpartition(".")
     if not last.lstrip("_")[:1].isupper() or module in ("torch", "builtins", "__builtin__"):
