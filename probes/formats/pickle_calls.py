@@ -136,6 +136,8 @@ class Machine(Stack):
 
     def storage(self, kind: Record, key: Any, location: Any, numel: Any, view: Any = None) -> Storage:
         """Return a storage; the same key must always mean the same size."""
+        if isinstance(kind, Record) and kind.name.startswith("torch.Q"):
+            self.refuse(stranger(kind.name))
         if not isinstance(kind, Record) or kind.name not in STORAGE_NAMES:
             self.refuse(f"has a storage of an unknown kind ({kind_of(kind)})")
         key, dtype, numel = _text(key), STORAGE_NAMES[kind.name], size(numel)
