@@ -8,23 +8,27 @@ from typing import Any
 from probes.specs import DataSpec, LossName, ModelSpec
 from ui.state import store
 from workspace.jobs import JobSpec
+from workspace.references import reference
 
 
-def name_of(sha256: str) -> str:
-    """Return the name of a stored file, as raw text."""
-    stored = store().file(sha256)
-    return stored.name if stored else f"{sha256[:10]}…"
+def name_of(text: str) -> str:
+    """Return the name of what a reference means, as raw text: the file, the set of weights in it, the base."""
+    meant = reference(text)
+    stored = store().file(meant.sha256)
+    name = stored.name if stored else f"{meant.sha256[:10]}…"
+    name = f"{name} ({meant.weights})" if meant.weights else name
+    return f"{name} on {name_of(str(meant.base))}" if meant.base else name
 
 
-def inspection(sha256: str) -> JobSpec:
-    """Ask what a stored file is."""
-    return JobSpec("inspect", {"file": sha256}, f"Reading {name_of(sha256)}")
+def inspection(text: str) -> JobSpec:
+    """Ask what a stored file is, or the weights that a reference means."""
+    return JobSpec("inspect", {"file": text}, f"Reading {name_of(text)}")
 
 
-def comparison(sha256: str, model: ModelSpec) -> JobSpec:
-    """Ask whether a model fits a checkpoint."""
-    payload = {"file": sha256, "model": model.to_json()}
-    return JobSpec("compare", payload, f"Comparing the model with {name_of(sha256)}")
+def comparison(text: str, model: ModelSpec) -> JobSpec:
+    """Ask whether a model fits a checkpoint, by its reference."""
+    payload = {"file": text, "model": model.to_json()}
+    return JobSpec("compare", payload, f"Comparing the model with {name_of(text)}")
 
 
 def preview(data: DataSpec) -> JobSpec:
@@ -33,10 +37,10 @@ def preview(data: DataSpec) -> JobSpec:
     return JobSpec("preview", {"data": data.to_json()}, f"Reading {names}")
 
 
-def gate(sha256: str, model: ModelSpec, data: DataSpec, loss: LossName) -> JobSpec:
-    """Ask for the gate's verdict on one checkpoint."""
-    payload = {"checkpoint": sha256, "model": model.to_json(), "data": data.to_json(), "loss": loss}
-    return JobSpec("gate", payload, f"Gate: {name_of(sha256)}")
+def gate(text: str, model: ModelSpec, data: DataSpec, loss: LossName) -> JobSpec:
+    """Ask for the gate's verdict on one checkpoint, by its reference."""
+    payload = {"checkpoint": text, "model": model.to_json(), "data": data.to_json(), "loss": loss}
+    return JobSpec("gate", payload, f"Gate: {name_of(text)}")
 
 
 def rendering(run: str, figure: str, format: str, view: Mapping[str, Any]) -> JobSpec:

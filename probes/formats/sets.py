@@ -42,8 +42,8 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """Return the name by which it is chosen."""
-        return printable(".".join(self.route), 80) or TOP
+        """Return the name by which it is chosen, without the signs that a reference is written with."""
+        return printable(".".join(self.route), 80).replace(":", "_").replace("+", "_") or TOP
 
     @property
     def average(self) -> bool:
