@@ -57,10 +57,11 @@ def _file(path: Path, name: str, limits: Limits, scratch: Path | None) -> Conten
         from probes.formats.gguf import read_gguf
 
         return read_gguf(path, name, limits)
+    header = 8 + int.from_bytes(head[:8], "little")  # of safetensors; its first byte may be that of a pickle
+    if head[8:9] == b"{" and (header <= size or not head.startswith(b"\x80")):
+        return read_safetensors(path, name, limits)
     if head.startswith(b"\x80"):
         return read_legacy(path, name, limits)
-    if head[8:9] == b"{":
-        return read_safetensors(path, name, limits)
     if head[257:262] == b"ustar":
         return _tar(path, name, limits, scratch)
     if head.startswith(b"\x1f\x8b"):
