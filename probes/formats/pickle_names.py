@@ -8,6 +8,7 @@ kept as inert records. A function that is unknown and called is refused too: wha
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 
 from probes.formats.contents import printable
 
@@ -73,6 +74,7 @@ _SCRIPT = frozenset(
 )
 
 
+@lru_cache(maxsize=4096)
 def danger(name: str) -> bool:
     """Say whether a name has no place in a checkpoint: it runs, loads, opens or reaches out of the process."""
     module, _, rest = name.partition(".")
@@ -101,6 +103,7 @@ def _is_random(name: str) -> bool:
     return name.startswith(("numpy.random.bit_generator.__pyx_unpickle_", "numpy.random._"))
 
 
+@lru_cache(maxsize=4096)
 def constructs(name: str) -> bool:
     """Say whether calling a name can only be the construction of a value: a class by its capital, or a known one.
 

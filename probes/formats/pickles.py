@@ -21,7 +21,7 @@ from probes.formats.pickle_values import NumpyType
 ARRAY = "numpy.ndarray"
 MAXIMUM_BYTES = 32 * 2**20
 _MAXIMUM_LINE = 2**20
-_MAXIMUM_STEPS = 6_000_000
+_MAXIMUM_STEPS = 4_000_000
 _LARGEST_KEY = 2**61 - 1  # beyond it different numbers share a hash, and dicts become slow
 _ADVICE = "Save a plain state dict instead: torch.save(model.state_dict(), file)."
 

@@ -16,6 +16,7 @@ from probes.formats.contents import Limits, Span, printable
 from probes.formats.raw import span_of
 
 _PIECE = 2**20
+_BUFFER = 4096  # headers lie far apart
 _LOCAL = struct.Struct("<4s2x2H4x3I2H")
 
 
@@ -75,7 +76,7 @@ class Window(io.RawIOBase):
 def open_window(path: Path, start: int = 0, length: int | None = None) -> IO[bytes]:
     """Open a stretch of a file for reading; to its end where no length is given."""
     end = path.stat().st_size - start if length is None else length
-    return io.BufferedReader(Window(path, start, end), _PIECE)
+    return io.BufferedReader(Window(path, start, end), _BUFFER)
 
 
 def plain_members(
