@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,76 +10,49 @@ from typing import Any
 import torch
 from torch import nn
 
-from probes.architecture import modules
-from probes.architecture.families import FAMILIES, Candidate, Family
-from probes.architecture.layers import Shape
+from probes.architecture.building import make
+from probes.architecture.families import FAMILIES
+from probes.architecture.family import Candidate, Family
+from probes.architecture.mismatch import Mismatch
+from probes.architecture.titles import title_of
 from probes.checkpoint import Checkpoint
 from probes.errors import ModelError
 from probes.specs import ModelSpec
 
-__all__ = ["FAMILIES", "Family", "Mismatch", "Recognition", "build", "compare", "load_model"]
+__all__ = ["FAMILIES", "Family", "Mismatch", "Nearby", "Recognition", "build", "compare", "load_model"]
 __all__ += ["recognise", "title_of"]
 
+_ADVICE = "Paste the model as Sequential(...) or the text of print(model), or bring its Hugging Face folder."
 MAXIMUM_PARAMETERS = 2_000_000_000
-_MAXIMUM_SIZE = 2**24
-_MAXIMUM_LAYERS = 2_000
 _COUNTER = "num_batches_tracked"
-_BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
-    "cifar_resnet": modules.CifarResNet,
-    "small_gpt": modules.SmallGPT,
-    "mlp": modules.mlp,
-    "lenet": modules.lenet,
-}
+_OWN_CODE = ("operator", "trusted")
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """How a checkpoint differs from a model; false when it does not.
+class Nearby:
+    """A model that was tried, and how the checkpoint differs from it."""
 
-    missing: the model has them, the file does not; unexpected: the reverse; shapes: (name, model's, file's). absent:
-    batch counters that older files lack and that no result needs; they make no difference.
-    """
-
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    shapes: tuple[tuple[str, Shape, Shape], ...] = ()
-    absent: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.missing) + len(self.unexpected) + len(self.shapes)
+    title: str
+    mismatch: Mismatch
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON for the page."""
-        rows = [[name, list(model), list(file)] for name, model, file in self.shapes]
-        parts = {"missing": list(self.missing), "unexpected": list(self.unexpected), "shapes": rows}
-        return {**parts, "absent": list(self.absent), "exact": not self, "sentence": self.sentence()}
-
-    def sentence(self) -> str:
-        """Say it in one sentence."""
-        if not self:
-            old = f" (but for {len(self.absent)} batch counters, which older files lack)" if self.absent else ""
-            return f"Every tensor fits by name and shape{old}."
-        shapes = [f"{name} is {list(file)} where {list(model)} is needed" for name, model, file in self.shapes]
-        parts = (
-            _listed("missing from the file", self.missing),
-            _listed("not in the model", self.unexpected),
-            _listed("of another shape", shapes),
-        )
-        return "The file does not fit: " + "; ".join(part for part in parts if part) + "."
+        return {"title": self.title, "mismatch": self.mismatch.to_json(), "sentence": self.mismatch.sentence()}
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """What a checkpoint seems to be. spec: None when nothing fits exactly; mismatch: of the nearest that does not."""
+    """What a checkpoint seems to be. spec: None when nothing fits exactly; mismatch: of the nearest that does not.
+
+    runner_up: the next best of all that were tried, which may fit as well; None when nothing else came close.
+    """
 
     spec: ModelSpec | None
     title: str
     reasons: tuple[str, ...] = ()
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     mismatch: Mismatch | None = None
+    runner_up: Nearby | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON for the page."""
@@ -89,50 +62,56 @@ class Recognition:
             "reasons": list(self.reasons),
             "choices": {name: list(values) for name, values in self.choices.items()},
             "mismatch": self.mismatch.to_json() if self.mismatch is not None else None,
+            "runner_up": self.runner_up.to_json() if self.runner_up else None,
         }
 
 
 def recognise(checkpoint: Checkpoint) -> Recognition:
-    """Find the model that these tensors belong to: a Hugging Face folder, the catalogue, or a chain of layers."""
-    from probes.architecture.proposals import propose
+    """Find the model that these tensors belong to: a Hugging Face folder, the catalogue, a library, a chain of layers.
 
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    Whatever is found was built and compared with every tensor; the first kind that fits exactly is the answer.
+    """
+    from probes.architecture.candidates import candidates, missing_library, proposed
+
     if "hugging_face" in checkpoint.facts:
         return _recognise_folder(checkpoint)
-    whole = all(0 not in shape for shape in shapes.values())
-    found = [family.find(shapes, checkpoint.facts) for family in FAMILIES.values()] if whole else []
-    found = [_stated(checkpoint), *found, *([propose(shapes)] if whole else [])]
-    nearest: tuple[Candidate, Mismatch] | None = None
-    for candidate in [each for each in found if each is not None]:
-        mismatch = _try(candidate.spec, checkpoint)
-        if mismatch is None:
-            continue
-        if not mismatch:
-            reasons = (*candidate.reasons, mismatch.sentence())
-            return Recognition(candidate.spec, candidate.title, reasons, candidate.choices)
-        nearest = min(nearest or (candidate, mismatch), (candidate, mismatch), key=lambda pair: len(pair[1]))
-    return _unknown(checkpoint, nearest)
+    tried, failed = _try(candidates(checkpoint), checkpoint)
+    if all(mismatch for _, mismatch in tried):
+        tried += _try(proposed(checkpoint), checkpoint)[0]
+    exact = next((pair for pair in tried if not pair[1]), None)
+    rest = sorted((pair for pair in tried if pair is not exact), key=lambda pair: len(pair[1]))
+    if exact is None:
+        return _unknown(checkpoint, rest, [*failed, *missing_library(checkpoint)])
+    candidate, mismatch = exact
+    reasons = (*candidate.reasons, mismatch.sentence(), *failed)
+    return Recognition(candidate.spec, candidate.title, reasons, candidate.choices, runner_up=_next(rest))
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """Build the module, with untrained weights, in eval mode on the CPU; raise ModelError when it cannot be built."""
+    """Build the module in eval mode on the CPU; raise ModelError when it cannot be built.
+
+    Its weights are untrained, but for the sources "operator" and "trusted", which may bring their own.
+    """
     with torch.random.fork_rng(devices=[]):
         _measure(spec)
-        return _make(spec).eval()
+        return make(spec).eval()
 
 
 def compare(spec: ModelSpec, checkpoint: Checkpoint) -> Mismatch:
     """Compare every parameter and buffer by name and shape, without allocating the model's."""
     with torch.random.fork_rng(devices=[]):
-        return _difference(_measure(spec), checkpoint)
+        return _difference(_measure(spec), _as_named(spec, checkpoint))
 
 
 def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     """Build the module and give it the checkpoint's tensors; raise ModelError listing whatever does not fit.
 
-    Half precision is computed in float32; float64 stays float64.
+    Every tensor of the model comes from the checkpoint: nothing is left as it was built. Half and quarter precision is
+    computed in float32; float64 stays float64.
     """
-    mismatch = compare(spec, checkpoint)
+    checkpoint = _as_named(spec, checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        mismatch = _difference(_measure(spec), checkpoint)
     if mismatch:
         raise ModelError(f"{checkpoint.name} and {title_of(spec)}: {mismatch.sentence()} Choose another model.")
     module = build(spec)
@@ -143,17 +122,13 @@ def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     return module.eval()
 
 
-def title_of(spec: ModelSpec) -> str:
-    """Name a model in a few words."""
-    if spec.source == "text":
-        from probes.architecture.model_text import title_of_text
+def _as_named(spec: ModelSpec, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with the names that the model has: transformers renames what older files call otherwise."""
+    if spec.source != "hugging_face":
+        return checkpoint
+    from probes.hugging_face import fit_names
 
-        return title_of_text(spec.text)
-    if spec.source == "hugging_face":
-        from probes.hugging_face import title_of_folder
-
-        return title_of_folder(Path(spec.folder))
-    return _family(spec).name_of(spec.arguments)
+    return fit_names(checkpoint, Path(spec.folder))
 
 
 def _recognise_folder(checkpoint: Checkpoint) -> Recognition:
@@ -166,69 +141,52 @@ def _recognise_folder(checkpoint: Checkpoint) -> Recognition:
     return Recognition(None if mismatch else spec, about["architecture"], reasons, mismatch=mismatch or None)
 
 
-def _stated(checkpoint: Checkpoint) -> Candidate | None:
-    text = checkpoint.facts.get("model_text")
-    if not text:
-        return None
-    spec = ModelSpec("text", text=text)
-    try:
-        return Candidate(spec, title_of(spec), ("The file itself states its model.",))
-    except ModelError:
-        return None
-
-
-def _try(spec: ModelSpec, checkpoint: Checkpoint) -> Mismatch | None:
-    """Compare; None when names in the file (of a method, say) keep the candidate from being built."""
-    try:
-        return compare(spec, checkpoint)
-    except ModelError:
-        return None
-
-
-def _unknown(checkpoint: Checkpoint, nearest: tuple[Candidate, Mismatch] | None) -> Recognition:
-    advice = "Paste the model as Sequential(...) or the text of print(model), or bring its Hugging Face folder."
-    if nearest is None:
+def _unknown(checkpoint: Checkpoint, tried: list[tuple[Candidate, Mismatch]], more: list[str]) -> Recognition:
+    if not tried:
         first = ", ".join(list(checkpoint.tensors)[:3])
-        return Recognition(None, "not recognised", (f"No family has tensors like {first}. {advice}",))
-    candidate, mismatch = nearest
-    reasons = (f"The nearest is {candidate.title}. {mismatch.sentence()}", advice)
-    return Recognition(None, "not recognised", reasons, mismatch=mismatch)
+        reasons = (f"Nothing that is known here has tensors like {first}. {_ADVICE}", *more)
+        return Recognition(None, "not recognised", reasons)
+    candidate, mismatch = tried[0]
+    reasons = (f"The nearest is {candidate.title}. {mismatch.sentence()}", *more, _ADVICE)
+    return Recognition(None, "not recognised", reasons, mismatch=mismatch, runner_up=_next(tried[1:]))
 
 
-def _make(spec: ModelSpec) -> nn.Module:
-    if spec.source == "text":
-        from probes.architecture.model_text import build_text
+def _try(found: Iterable[Candidate], checkpoint: Checkpoint) -> tuple[list[tuple[Candidate, Mismatch]], list[str]]:
+    """Compare with each; return those that can be built, and why one that the operator brings cannot."""
+    tried: list[tuple[Candidate, Mismatch]] = []
+    failed: list[str] = []
+    for candidate in found:
+        try:
+            tried.append((candidate, compare(candidate.spec, checkpoint)))
+        except ModelError as error:  # names in the file (of a method, say), or the operator's own code
+            failed += [str(error)] if candidate.spec.source in _OWN_CODE else []
+    return tried, failed
 
-        return build_text(spec.text)
-    if spec.source == "hugging_face":
-        from probes.hugging_face import build_folder
 
-        return build_folder(Path(spec.folder))
-    _check_sizes(_family(spec).title, spec.arguments)
-    try:
-        return _BUILDERS[spec.name](**spec.arguments)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError, ZeroDivisionError) as error:
-        raise ModelError(f"{_family(spec).title} cannot be built from {dict(spec.arguments)}: {error}.") from None
+def _next(tried: list[tuple[Candidate, Mismatch]]) -> Nearby | None:
+    return Nearby(tried[0][0].title, tried[0][1]) if tried else None
 
 
 def _measure(spec: ModelSpec) -> nn.Module:
     """Build the module without memory for its tensors and refuse it when it is absurdly large."""
-    with torch.device("meta"):
-        module = _make(spec)
+    module = _without_memory(spec)
     total = sum(parameter.numel() for parameter in module.parameters())
     if total > MAXIMUM_PARAMETERS:
         raise ModelError(f"{title_of(spec)} would have {total:,} parameters; the limit is {MAXIMUM_PARAMETERS:,}.")
     return module
 
 
-def _check_sizes(title: str, arguments: Mapping[str, Any]) -> None:
-    for name, value in arguments.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        limit = _MAXIMUM_LAYERS if name in ("depth", "layers", "heads") else _MAXIMUM_SIZE
-        sizes = [each for each in values if isinstance(each, (int, float)) and not isinstance(each, bool)]
-        wrong = next((each for each in sizes if not isinstance(each, int) or not 0 <= each <= limit), None)
-        if wrong is not None or len(values) > _MAXIMUM_LAYERS:
-            raise ModelError(f"{title}: {name} is {wrong if wrong is not None else len(values)}; at most {limit:,}.")
+def _without_memory(spec: ModelSpec) -> nn.Module:
+    """Build on the meta device; an operator's own code may not bear that, and is then built as it is."""
+    if spec.source == "trusted":
+        return make(spec)
+    try:
+        with torch.device("meta"):
+            return make(spec)
+    except ModelError:
+        if spec.source != "operator":
+            raise
+    return make(spec)
 
 
 def _difference(module: nn.Module, checkpoint: Checkpoint) -> Mismatch:
@@ -259,21 +217,22 @@ def _fill(module: nn.Module, checkpoint: Checkpoint) -> None:
     own = module.state_dict(keep_vars=True)
     filled: dict[int, str] = {}
     for name, tensor in checkpoint.stream():
-        if isinstance(own[name], nn.Parameter) and not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ModelError(f"{checkpoint.name}: {name} is {kind}; only floating weights can be analysed.")
+        _check_kind(own[name], tensor, f"{checkpoint.name}: {name}")
+        tensor = tensor.to(own[name].dtype)
         twin = filled.setdefault(id(own[name]), name)
-        if twin != name and not torch.equal(own[name], tensor.to(own[name].dtype)):
+        if twin != name and not torch.equal(own[name], tensor):
             raise ModelError(f"{checkpoint.name}: {twin} and {name} differ, but the model ties them to one tensor.")
         own[name].copy_(tensor)
+    left = [name for name, each in own.items() if id(each) not in filled and not name.endswith(_COUNTER)]
+    if left:
+        raise ModelError(f"{checkpoint.name} did not give {len(left)} tensors that it lists ({', '.join(left[:3])}).")
 
 
-def _family(spec: ModelSpec) -> Family:
-    if spec.name not in FAMILIES:
-        raise ModelError(f"There is no model {spec.name!r}; the catalogue has {', '.join(FAMILIES)}.")
-    return FAMILIES[spec.name]
-
-
-def _listed(what: str, names: tuple[str, ...] | list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} {what} ({', '.join(names[:3])}{more})" if names else ""
+def _check_kind(own: torch.Tensor, tensor: torch.Tensor, name: str) -> None:
+    """Refuse what copying would silently change: complex or quantised numbers, whole numbers for weights."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    weight = isinstance(own, nn.Parameter) and not tensor.is_floating_point()
+    if tensor.is_quantized or (own.dtype != tensor.dtype and (weight or tensor.is_complex())):
+        raise ModelError(f"{name} is {kind}; only floating weights can be analysed. Save them as float32.")
+    if not own.is_floating_point() and tensor.is_floating_point() and not torch.equal(tensor, tensor.trunc()):
+        raise ModelError(f"{name} is {kind} with fractions, where the model has whole numbers.")

@@ -6,44 +6,15 @@ No torch here. A finder only says what the shapes suggest; `probes.models` then 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
+from probes.architecture.family import ACTIVATION_TITLES, PLAIN_ACTIVATIONS, UNSEEN, Candidate, Choices, Family
+from probes.architecture.language import LANGUAGE
 from probes.architecture.layers import Shape, Shapes, groups, orders
 from probes.architecture.layouts import Layout, layouts
+from probes.errors import ModelError
 from probes.specs import ModelSpec
-
-Choices = Mapping[str, tuple[Any, ...]]
-
-ACTIVATION_TITLES = {
-    "relu": "ReLU", "tanh": "tanh", "gelu": "GELU", "sigmoid": "sigmoid", "silu": "SiLU", "elu": "ELU",
-    "leaky_relu": "leaky ReLU", "softplus": "softplus", "identity": "no activation", "gelu_tanh": "GELU (tanh form)",
-}  # fmt: skip
-_PLAIN_ACTIVATIONS = tuple(name for name in ACTIVATION_TITLES if name != "gelu_tanh")
-_UNSEEN = "A file of tensors does not show the activation; {} is assumed: choose another if the gate disagrees."
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model that the shapes suggest, with the reasons and with what they leave open."""
-
-    spec: ModelSpec
-    title: str
-    reasons: tuple[str, ...]
-    choices: Choices = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Family:
-    """One entry of the catalogue. arguments: name -> what it means, for forms and for the documentation."""
-
-    name: str
-    title: str
-    about: str
-    arguments: Mapping[str, str]
-    find: Callable[[Shapes, Mapping[str, Any]], Candidate | None]
-    name_of: Callable[[Mapping[str, Any]], str]
 
 
 def _find_mlp(shapes: Shapes, _: Mapping[str, Any]) -> Candidate | None:
@@ -59,9 +30,9 @@ def _find_mlp(shapes: Shapes, _: Mapping[str, Any]) -> Candidate | None:
             arguments = {"widths": widths, "names": names, "bias": biased == {True}, "activation": "relu"}
             reasons = (
                 f"All layers are matrices, and each takes what the one before it gives: {_some(names)}.",
-                *([_UNSEEN.format("ReLU")] if len(names) > 1 else []),
+                *([UNSEEN.format("ReLU")] if len(names) > 1 else []),
             )
-            choices = {"activation": _PLAIN_ACTIVATIONS} if len(names) > 1 else {}
+            choices = {"activation": PLAIN_ACTIVATIONS} if len(names) > 1 else {}
             return Candidate(ModelSpec("catalogue", "mlp", arguments), _name_mlp(arguments), reasons, choices)
     return None
 
@@ -124,7 +95,7 @@ def _lenet(names: list[str], convs: list[Shape], linears: list[Shape], bias: boo
         f"{linears[0][1]} numbers: that fits {best.words()}.{others}",
         "Pooling and activation have no tensors: max pooling and ReLU are assumed.",
     )
-    choices: Choices = {"activation": _PLAIN_ACTIVATIONS, "pool": ("max", "average")}
+    choices: Choices = {"activation": PLAIN_ACTIVATIONS, "pool": ("max", "average")}
     return Candidate(ModelSpec("catalogue", "lenet", arguments), _name_lenet(arguments), reasons, choices)
 
 
@@ -162,51 +133,6 @@ def _name_resnet(arguments: Mapping[str, Any]) -> str:
     return f"CIFAR ResNet-{arguments['depth']}, shortcut option {arguments.get('option', 'A')}{wide}"
 
 
-def _find_gpt(shapes: Shapes, facts: Mapping[str, Any]) -> Candidate | None:
-    tokens, positions = (shapes.get(f"transformer.{name}.weight", ()) for name in ("wte", "wpe"))
-    attention = shapes.get("transformer.h.0.attn.c_attn.weight", ())
-    fc = shapes.get("transformer.h.0.mlp.c_fc.weight", ())
-    if not (len(tokens) == len(positions) == len(attention) == len(fc) == 2):
-        return None
-    width = tokens[1]
-    transposed = attention == (width, 3 * width)
-    layers = len({name.split(".")[2] for name in shapes if re.match(r"transformer\.h\.\d+\.", name)})
-    heads, choices, why = _heads(width, facts.get("model_args", {}))
-    tied = "lm_head.weight" not in shapes or "lm_head.weight" in facts.get("tied", {})
-    arguments = {
-        "vocabulary": tokens[0], "context": positions[0], "layers": layers, "heads": heads, "width": width,
-        "hidden": fc[1] if transposed else fc[0], "bias": "transformer.ln_f.bias" in shapes, "tied": tied,
-        "activation": "gelu_tanh" if transposed else "gelu", "transposed": transposed,
-        "mask": len(shapes.get("transformer.h.0.attn.bias", ())) == 4,
-    }  # fmt: skip
-    gelu = ACTIVATION_TITLES[str(arguments["activation"])]
-    reasons = (
-        f"It has the names of {'GPT-2' if transposed else 'nanoGPT'}: {layers} blocks of width {width}, "
-        f"{tokens[0]} tokens, a context of {positions[0]}.",
-        why,
-        _UNSEEN.format(gelu),
-    )
-    choices = {**choices, "activation": ("gelu", "gelu_tanh", "relu")}
-    return Candidate(ModelSpec("catalogue", "small_gpt", arguments), _name_gpt(arguments), reasons, choices)
-
-
-def _heads(width: int, said: Mapping[str, Any]) -> tuple[int, Choices, str]:
-    """Take the number of heads from the file, else guess: 64 channels each, or 32 or 16 in narrow models."""
-    told = said.get("n_head")
-    if type(told) is int and told > 0 and width % told == 0:
-        return told, {}, f"The file's model_args say {told} heads."
-    possible = tuple(count for count in range(1, min(width, 128) + 1) if width % count == 0)
-    size = next((each for each in (64, 32, 16, 8) if width % each == 0 and width >= 4 * each), width)
-    guess = width // size if width // size in possible else 1
-    return guess, {"heads": possible}, f"Shapes do not show the number of heads; {guess} is assumed."
-
-
-def _name_gpt(arguments: Mapping[str, Any]) -> str:
-    layers, heads, width = (arguments[name] for name in ("layers", "heads", "width"))
-    tied = ", tied" if arguments.get("tied", True) else ""
-    return f"Small GPT, {layers} layers, {heads} heads, width {width}{tied}"
-
-
 _ALL = (
     Family(
         "cifar_resnet",
@@ -224,26 +150,7 @@ _ALL = (
         _find_resnet,
         _name_resnet,
     ),
-    Family(
-        "small_gpt",
-        "Small GPT",
-        "a decoder with the names of nanoGPT or GPT-2; token ids to logits",
-        {
-            "vocabulary": "tokens",
-            "context": "longest sequence",
-            "layers": "blocks",
-            "heads": "attention heads; shapes do not show them",
-            "width": "embedding size",
-            "hidden": "size inside the blocks, 0 for four times the width",
-            "bias": "biases in linear layers and norms",
-            "tied": "the last layer is the token embedding",
-            "activation": "gelu, gelu_tanh or relu",
-            "transposed": "weights stored as (inputs, outputs), as GPT-2 does",
-            "mask": "the file keeps causal masks as buffers",
-        },
-        _find_gpt,
-        _name_gpt,
-    ),
+    *LANGUAGE,
     Family(
         "mlp",
         "MLP",
@@ -252,7 +159,7 @@ _ALL = (
             "widths": "from the input to the logits",
             "names": "of the linear layers",
             "bias": "yes or no",
-            "activation": ", ".join(_PLAIN_ACTIVATIONS),
+            "activation": ", ".join(PLAIN_ACTIVATIONS),
         },
         _find_mlp,
         _name_mlp,
@@ -268,7 +175,7 @@ _ALL = (
             "pools": "whether a pool of 2 follows each convolution",
             "widths": "from the flattened image to the logits",
             "names": "of the convolutions, then of the linear layers",
-            "activation": ", ".join(_PLAIN_ACTIVATIONS),
+            "activation": ", ".join(PLAIN_ACTIVATIONS),
             "pool": "max or average",
             "bias": "yes or no",
         },
@@ -277,3 +184,10 @@ _ALL = (
     ),
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
+
+
+def family_of(name: str) -> Family:
+    """Return the family of this name; raise ModelError naming those that there are."""
+    if name not in FAMILIES:
+        raise ModelError(f"There is no model {name[:80]!r}; the catalogue has {', '.join(FAMILIES)}.")
+    return FAMILIES[name]

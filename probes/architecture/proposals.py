@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from probes.architecture.families import Candidate
+from probes.architecture.family import Candidate
 from probes.architecture.layers import Shape, Shapes, groups, orders
 from probes.architecture.layouts import Layout, layouts
 from probes.architecture.model_text import title_of_text
