@@ -43,7 +43,7 @@ def _record(objective: Objective) -> dict[str, Call]:
     ]
     try:
         with torch.no_grad(), strict(objective.module):
-            objective.outputs(objective.theta, slice(0, min(2, len(objective.inputs))))
+            objective.part_loss(objective.theta, slice(0, min(2, len(objective.inputs))))
     finally:
         for hook in hooks:
             hook.remove()

@@ -157,6 +157,8 @@ def _against_loss(stored: Stored, found: Evaluation, batches: Batches) -> tuple[
 
 def _against_chance(found: Evaluation, batches: Batches) -> tuple[Verdict, str]:
     figures = f"The checkpoint stores nothing to compare with; here {_figures(found)} on {_amount(found)}"
+    if math.isnan(found.chance_loss):
+        return "nothing to compare", f"{figures}: what chance would reach with the operator's loss is not known."
     if found.chance == 1.0:
         return "nothing to compare", f"{figures}: all are of one class, so the accuracy says nothing. Shuffle them."
     if _at_chance(found):
@@ -174,7 +176,7 @@ def _against_chance(found: Evaluation, batches: Batches) -> tuple[Verdict, str]:
 
 def _at_chance(found: Evaluation) -> bool:
     """Tell whether neither the loss nor the accuracy is clearly better than that of the best constant guess."""
-    if found.loss < found.chance_loss - SIGMAS * found.loss_stderr:
+    if math.isnan(found.chance_loss) or found.loss < found.chance_loss - SIGMAS * found.loss_stderr:
         return False
     if found.accuracy is None or found.chance is None:
         return True

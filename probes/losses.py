@@ -1,4 +1,4 @@
-"""The four losses: one number per example or predicted token, and what chance alone would reach."""
+"""The built-in losses: one number per example or predicted token, and what chance alone would reach."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ REDUCTIONS: Mapping[LossName, str] = {
     "mse": "mean over examples of the mean over outputs of the squared difference",
     "bce_with_logits": "mean over examples of the mean over outputs",
     "causal_lm": "mean over predicted tokens (padding not counted)",
+    "operator": "mean over examples of the operator's own loss",
 }
 
 
@@ -32,7 +33,8 @@ class Evaluation:
     """Loss and accuracy on all examples, with standard errors, beside what chance reaches.
 
     predictions: examples, or predicted tokens of a language model. chance: share of the most frequent class (or
-    token); chance_loss: loss of the best constant prediction. accuracy is None for regression.
+    token); chance_loss: loss of the best constant prediction, NaN where it is not known. accuracy is None for
+    regression and for a loss of the operator's.
     """
 
     loss: float
@@ -203,6 +205,8 @@ def _ratio(sums: Tensor, counts: Tensor) -> tuple[float, float]:
 
 
 def _chance(loss: LossName, targets: Tensor) -> tuple[float | None, float]:
+    if loss == "operator":
+        return None, math.nan
     if loss in ("cross_entropy", "causal_lm"):
         _, numbers = targets[targets != IGNORED].unique(return_counts=True)
         share = numbers.double() / numbers.sum()

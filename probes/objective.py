@@ -16,6 +16,7 @@ from probes.errors import CurvatureError, ObjectiveError
 from probes.fitting import first_bad_layer, fit
 from probes.losses import REDUCTIONS, Evaluation, Tally, counted, evaluation, tally, total_loss
 from probes.memory import graph_bytes, is_out_of_memory, spare_bytes
+from probes.own_loss import OwnLoss
 from probes.specs import LossName, ModelSpec
 from probes.strict import ATTENTION, strict
 
@@ -47,14 +48,18 @@ class Objective:
         dtype: str = "float32",
         micro_batch: int = 0,
         about: dict[str, Any] | None = None,
+        own: OwnLoss | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
         self.module = getattr(module, "_orig_mod", module).eval()
-        self.batches, self.loss, self.about = batches, loss, dict(about or {})
+        self.batches, self.loss, self.about, self.own = batches, loss, dict(about or {}), own
         self.device = _device(device)
         self.dtype = DTYPES[dtype]
-        fitted = fit(self.module, self._on_cpu, batches.inputs, batches.targets, loss)
+        if own is not None:
+            fitted = own.fit(self.module, self._as_floats(), batches.inputs, batches.targets)
+        else:
+            fitted = fit(self.module, self._on_cpu, batches.inputs, batches.targets, loss)
         self.caveats: list[str] = [*batches.doubts, *fitted.caveats]
         self._place(fitted.inputs, fitted.targets)
         self.units = int(counted(loss, self.targets).sum())
@@ -78,11 +83,12 @@ class Objective:
 
     def outputs(self, theta: list[Tensor], part: slice) -> Tensor:
         """Run the model with these parameters on a micro-batch; call it inside `strict()`."""
-        values = {**self._constants, **dict(zip(self.names, theta, strict=True))}
-        return functional_call(self.module, values, (self.inputs[part].to(self.device),))  # type: ignore[no-any-return]
+        return functional_call(self.module, self._values(theta), (self.inputs[part].to(self.device),))  # type: ignore[no-any-return]
 
     def part_loss(self, theta: list[Tensor], part: slice) -> Tensor:
         """Return the share of a micro-batch in the mean loss: the parts' shares add up to the loss."""
+        if self.own is not None:
+            return self.own.total(self.module, self._values(theta), self._batch(part)) / self.units
         targets = self.targets[part].to(self.device)
         return total_loss(self.loss, self.outputs(theta, part), targets) / self.units
 
@@ -164,11 +170,19 @@ class Objective:
         if (self.inputs.nbytes + self.targets.nbytes) * 4 < spare_bytes(self.device):
             self.inputs, self.targets = self.inputs.to(self.device), self.targets.to(self.device)
 
-    def _on_cpu(self, inputs: Tensor) -> Tensor:
+    def _values(self, theta: list[Tensor]) -> dict[str, Tensor]:
+        return {**self._constants, **dict(zip(self.names, theta, strict=True))}
+
+    def _batch(self, part: slice) -> tuple[Tensor, Tensor]:
+        return self.inputs[part].to(self.device), self.targets[part].to(self.device)
+
+    def _as_floats(self) -> dict[str, Tensor]:
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        values = {name: each.float() if each.is_floating_point() else each for name, each in tensors.items()}
+        return {name: each.float() if each.is_floating_point() else each for name, each in tensors.items()}
+
+    def _on_cpu(self, inputs: Tensor) -> Tensor:
         inputs = inputs.float() if inputs.is_floating_point() else inputs
-        return functional_call(self.module, values, (inputs,))  # type: ignore[no-any-return]
+        return functional_call(self.module, self._as_floats(), (inputs,))  # type: ignore[no-any-return]
 
     def _typed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
@@ -200,14 +214,18 @@ class Objective:
         tallies: list[Tally] = []
         for part in self.parts():
             with torch.no_grad(), strict(self.module):
-                outputs = self.outputs(self.theta, part)
-                each = tally(self.loss, outputs, self.targets[part].to(self.device))
+                each = self._tally(part)
             if not bool(torch.isfinite(each.losses).all()):
                 raise self._not_finite(part)
             tallies.append(each)
             if tick is not None:
                 tick(part.stop / len(self.inputs), "loss and accuracy")
         return evaluation(self.loss, tallies, self.targets)
+
+    def _tally(self, part: slice) -> Tally:
+        if self.own is not None:
+            return self.own.tally(self.module, self._values(self.theta), self._batch(part))
+        return tally(self.loss, self.outputs(self.theta, part), self.targets[part].to(self.device))
 
     def _gradient(self, theta: list[Tensor]) -> Tensor:
         theta = [each.detach().requires_grad_() for each in theta]
@@ -219,7 +237,7 @@ class Objective:
         return total
 
     def _not_finite(self, part: slice) -> ObjectiveError:
-        layer = first_bad_layer(self.module, lambda: self.outputs(self.theta, part))
+        layer = first_bad_layer(self.module, lambda: self.part_loss(self.theta, part))
         if not bool(torch.isfinite(self.inputs[part]).all()):
             where = "the examples themselves hold values that are not finite"
         else:
@@ -250,8 +268,18 @@ def build_objective(
         "model": title_of(spec),
         "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
     }
+    own = _own(spec) if loss == "operator" else None
     module = load_model(spec, checkpoint)
-    return Objective(module, batches, loss, device=device, dtype=dtype, micro_batch=micro_batch, about=about)
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "micro_batch": micro_batch}
+    return Objective(module, batches, loss, about=about, own=own, **options)
+
+
+def _own(spec: ModelSpec) -> OwnLoss:
+    if spec.source != "operator":
+        raise ObjectiveError("The operator's own loss goes with a model from the operator's file; choose another loss.")
+    from probes.operator_models import operator_loss
+
+    return OwnLoss(operator_loss(spec.name))
 
 
 def _gradients(share: Tensor, theta: list[Tensor]) -> list[Tensor]:

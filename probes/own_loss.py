@@ -1,0 +1,70 @@
+"""A loss that the operator brings, `loss(model, batch)`, as a function of parameters that are passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from probes.errors import ObjectiveError
+from probes.fitting import Fit
+from probes.losses import Tally
+from probes.strict import strict
+
+Batch = tuple[Tensor, Tensor]
+_TOLERANCE = 1e-3  # relative; float32, and other kernels for one example than for two
+
+
+class _Joined(nn.Module):
+    """The model with its loss behind it, so that the loss sees the parameters that are passed in."""
+
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Batch], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._function = function
+
+    def forward(self, *batch: Tensor) -> Any:
+        """Return the mean loss of a batch (inputs, targets)."""
+        return self._function(self.model, (batch[0], batch[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class OwnLoss:
+    """The operator's loss; function: (model, (inputs, targets)) -> the mean over these examples, a scalar."""
+
+    function: Callable[[nn.Module, Batch], Tensor]
+
+    def total(self, model: nn.Module, values: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the sum of the losses of a batch's examples; values: parameters and buffers by name."""
+        named = {f"model.{name}": value for name, value in values.items()}
+        mean = functional_call(_Joined(model, self.function), named, batch)
+        if not isinstance(mean, Tensor) or mean.numel() != 1 or not mean.is_floating_point():
+            found = f"a tensor of shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else f"a {type(mean).__name__}"
+            raise ObjectiveError(
+                f"The operator's loss(model, batch) returns {found}; it must return the mean, one number."
+            )
+        return mean.reshape(()) * len(batch[0])
+
+    def tally(self, model: nn.Module, values: Mapping[str, Tensor], batch: Batch) -> Tally:
+        """Return the loss of each example, by giving them to the loss one at a time."""
+        rows = range(len(batch[0]))
+        each = [self.total(model, values, (batch[0][row : row + 1], batch[1][row : row + 1])) for row in rows]
+        losses = torch.stack(each).double()
+        return Tally(torch.ones_like(losses, dtype=torch.int64), losses, None)
+
+    def fit(self, model: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Fit:
+        """Check on two examples that the loss is a mean over them; it does not depend on the micro-batch only then."""
+        batch = (inputs[:2], targets[:2])
+        with torch.no_grad(), strict(model):
+            together = float(self.total(model, values, batch)) / len(batch[0])
+            apart = float(self.tally(model, values, batch).losses.mean())
+        if abs(together - apart) > _TOLERANCE * max(abs(together), abs(apart), 1e-6):
+            raise ObjectiveError(
+                f"The operator's loss(model, batch) is {together:.6g} for two examples, but {apart:.6g} on average for "
+                "each alone; it must return the mean over the examples of the batch, each with the same weight."
+            )
+        return Fit(inputs, targets, ())
