@@ -2,29 +2,48 @@
 
 The order is that of the files, or, with a seed, `numpy.random.default_rng(seed).permutation(N)`; then the first
 `examples` are taken. uint8 inputs are divided by 255, floats are kept, channels come first, and mean and std are
-applied for each channel.
+applied for each channel. The readers of the single formats are in `probes.dataset`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from probes.dataset.files import Array, Examples, words
+from probes.dataset.classes import map_classes, order_doubts
+from probes.dataset.examples import Examples, Own
+from probes.dataset.files import Array, Source, shown
 from probes.dataset.formats import find_examples
-from probes.dataset.images import contact_sheet
+from probes.dataset.pictures import contact_sheet
+from probes.dataset.scaling import channels_first, name_of, scaled_inputs
+from probes.dataset.summary import (
+    balance,
+    channels,
+    copies,
+    copy_doubts,
+    id_doubts,
+    missing_doubts,
+    repeated_ids,
+    samples,
+)
 from probes.dataset.targets import read_targets
+from probes.dataset.trees import tree_of
 from probes.errors import DataError
 from probes.specs import DataSpec, ModelSpec
 
 SEEN = 1000
-MAX_INPUT_BYTES = 8 * 2**30
+SHOWN = 10
+MOST_SHUFFLED = 2**27
+MOST_IDS = 200_000
 POSITIONS = ("wpe.weight", "position_embeddings.weight", "position_embedding.weight")
+EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
 
 
 @dataclass(frozen=True)
@@ -49,27 +68,50 @@ class Batches:
         return len(self.ids)
 
 
-def read_batches(spec: DataSpec, names: Mapping[str, str] | None = None, own_context: int = 0) -> Batches:
+@dataclass(frozen=True)
+class Chosen:
+    """Keep chosen examples and what is known of them. rows: their indices; targets: theirs; labels: of all chosen."""
+
+    found: Examples
+    order: Array  # of all that were chosen
+    rows: Array  # of those that were read
+    raw: Array
+    inputs: Array
+    targets: Array
+    labels: Array | None
+    classes: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+def read_batches(
+    spec: DataSpec,
+    names: Mapping[str, str] | None = None,
+    own_context: int = 0,
+    own_tokenizer: Path | None = None,
+    own_vocabulary: int = 0,
+    own_classes: tuple[str, ...] = (),
+) -> Batches:
     """Read what a DataSpec chooses.
 
-    names: the original name of a path, where that is another. own_context: what a context of 0 means at most, see
-    `context_of`. Raises DataError, naming the file, the value found and what to do.
+    names: the original name of a path, where that is another. own_*: what the model brings along, where it is known:
+    its longest context (what a context of 0 means at most, see `context_of`), the tokenizer.json beside it (what the
+    tokenizer "auto" means), how many tokens it knows (`vocabulary_of`), and the names of its classes in its order.
+    Raises DataError, naming the file, the value found and what to do.
     """
-    found = find_examples(spec, names or {}, own_context)
-    chosen, doubts = choose(spec, found)
-    raw, met = found.take(chosen)
-    targets, classes, noted = _targets(found)
-    inputs, changes = _inputs(spec, found, raw, [found.name_of(int(each)) for each in chosen[:1]])
-    x, y = torch.from_numpy(inputs), torch.from_numpy(_typed(targets[chosen]))
-    return Batches(
-        inputs=x,
-        targets=y,
-        ids=tuple(found.name_of(int(each)) for each in chosen),
-        sha256=hash_of(x, y),
-        classes=classes,
-        doubts=(*found.doubts, *noted, *met, *doubts, *changes),
-        about=about(spec, found),
-    )
+    with _in_words(spec):
+        own = Own(own_context, own_vocabulary, own_tokenizer, own_classes)
+        read = _read(spec, names or {}, own, None)
+        x, y = torch.from_numpy(read.inputs), torch.from_numpy(_typed(read.targets))
+        ids = tuple(read.found.name_of(int(each)) for each in read.order)
+        return Batches(
+            inputs=x,
+            targets=y,
+            ids=ids,
+            sha256=hash_of(x, y),
+            classes=read.classes,
+            doubts=(*read.doubts, *id_doubts(ids)),
+            about=about(spec, read.found),
+        )
 
 
 def context_of(model: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -77,34 +119,71 @@ def context_of(model: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
     shapes: of the checkpoint's tensors.
     """
-    said = model.arguments.get("context", 0)
-    tables = [shape[0] for name, shape in shapes.items() if name.endswith(POSITIONS) and len(shape) == 2]
-    return int(said) or (tables[0] if len(tables) == 1 else 0)
+    return int(model.arguments.get("context", 0)) or _rows_of(POSITIONS, shapes)
 
 
-def preview(spec: DataSpec, count: int = 12, names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Describe data for the page, as JSON: counts, shape, classes, value range, a contact sheet or the first lines.
+def vocabulary_of(model: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many tokens a model knows: its argument or the rows of its table of tokens; 0 if unknown."""
+    return int(model.arguments.get("vocabulary", 0)) or _rows_of(EMBEDDINGS, shapes)
 
-    shape and range are those of the inputs as they enter the model; the range is over the first 1000 chosen at most.
+
+def preview(
+    spec: DataSpec,
+    count: int = SHOWN,
+    names: Mapping[str, str] | None = None,
+    own: Own | None = None,
+) -> dict[str, Any]:
+    """Describe data for the page, as JSON: counts, shape, classes, ranges, copies, and the first examples.
+
+    shape, range and channels are those of the inputs as they enter the model; these and the copies are of the first
+    1000 chosen at most ("seen").
     """
-    found = find_examples(spec, names or {})
-    chosen, doubts = choose(spec, found)
-    seen = chosen[:SEEN]
-    raw, met = found.take(seen)
-    targets, classes, noted = _targets(found)
-    inputs, changes = _inputs(spec, found, raw, [found.name_of(int(each)) for each in seen[:1]])
-    sheet = contact_sheet(channels_first(raw[:count])) if raw.ndim in (3, 4) else None
+    with _in_words(spec):
+        read = _read(spec, names or {}, own or Own(), SEEN)
+    found, inputs = read.found, read.inputs
+    following = read.labels is None
+    counts = [] if following or read.labels is None else balance(read.labels, read.classes)
+    labels = [] if following else [_label(each, read.classes) for each in read.targets]
+    twins = copies(found, read.rows, inputs, labels or None)
+    ids = [found.name_of(int(each)) for each in read.order[:MOST_IDS]]
     return {
-        "examples": len(chosen),
+        "examples": len(read.order),
+        "kind": found.kind,
+        "targets": "next tokens" if following else "classes" if read.classes else "values",
         "shape": list(inputs.shape[1:]),
-        "dtype": str(raw.dtype),
+        "dtype": str(read.raw.dtype),
         "range": [float(inputs.min()), float(inputs.max())],
-        "classes": _counts(targets[chosen], classes),
-        "labels": [_label(each, classes) for each in targets[seen[:count]]] if found.kind != "tokens" else [],
-        "sheet": sheet,
-        "lines": list(found.lines[: count + 1]) if not sheet else [],
+        "channels": channels(inputs, _channel_names(found)),
+        "classes": counts,
+        "labels": labels[:count],
+        "samples": samples(found, read.rows[:count], read.raw, labels),
+        "sheet": contact_sheet(channels_first(read.raw[:count]), 5) if read.raw.ndim in (3, 4) else None,
+        "lines": list(found.lines[: count + 1]),
+        "duplicates": {**twins, **repeated_ids(ids)},
         "about": about(spec, found),
-        "doubts": [*found.doubts, *noted, *met, *doubts, *changes],
+        "doubts": [*copy_doubts(twins), *id_doubts(ids), *missing_doubts(counts), *read.doubts],
+    }
+
+
+def inspect_data(path: Path) -> dict[str, Any]:
+    """Say what a file or folder of data is, as JSON; raises only DataError, where it is refused.
+
+    Keys: name, kind ("data"), format, verdict ("ok" or "warning"), reason (the doubts), sha256 (of a folder: over the
+    names and hashes of its files), examples, shape, dtype, range, classes, doubts, duplicates, and what else
+    `preview` finds but for pictures.
+    """
+    seen = preview(DataSpec((str(path),)))
+    with _in_words(DataSpec((str(path),))):
+        sha256 = _hash_of_path(path)
+    kept = ("examples", "shape", "dtype", "range", "channels", "classes", "targets", "duplicates", "doubts", "about")
+    return {
+        "name": shown(path.name),
+        "kind": "data",
+        "format": seen["about"]["format"],
+        "verdict": "warning" if seen["doubts"] else "ok",
+        "reason": " ".join(seen["doubts"]),
+        "sha256": sha256,
+        **{key: seen[key] for key in kept},
     }
 
 
@@ -119,120 +198,102 @@ def hash_of(*tensors: torch.Tensor) -> str:
 
 def choose(spec: DataSpec, found: Examples) -> tuple[Array, tuple[str, ...]]:
     """Return the indices of the chosen examples in their order, and doubts."""
-    if len(found) == 0:
-        raise DataError(f"{_files(found)} holds no examples. Give a file with some.")
+    if found.count == 0:
+        raise DataError(f"{name_of(found)} holds no examples. Give a file with some.")
     if spec.examples < 0:
         raise DataError(f"{spec.examples} examples were asked for. Give a number, or 0 for all.")
-    order = np.arange(len(found))
-    if spec.shuffle is not None:
-        if spec.shuffle < 0:
-            raise DataError(f"the seed of the order is {spec.shuffle}. Give 0 or more.")
-        order = np.random.default_rng(spec.shuffle).permutation(len(found))
-    few = spec.examples > len(found)
-    doubts = (f"{spec.examples} examples were asked for, the data has {len(found)}: all are taken.",) if few else ()
-    return (order[: spec.examples] if spec.examples else order), doubts
+    count = min(spec.examples or found.count, found.count)
+    few = spec.examples > found.count
+    doubts = (f"{spec.examples} examples were asked for, the data has {found.count}: all are taken.",) if few else ()
+    if spec.shuffle is None:
+        return np.arange(count), doubts
+    if spec.shuffle < 0:
+        raise DataError(f"the seed of the order is {spec.shuffle}. Give 0 or more.")
+    if found.count > MOST_SHUFFLED:
+        raise DataError(f"{name_of(found)} has {found.count} examples, too many to shuffle. Leave the seed empty.")
+    return np.random.default_rng(spec.shuffle).permutation(found.count)[:count], doubts
 
 
 def about(spec: DataSpec, found: Examples) -> dict[str, Any]:
     """Return what there is to know about the data besides the numbers, as JSON."""
-    mine = {"format": found.format, "mean": list(spec.mean), "std": list(spec.std)}
-    return {**found.about, **mine, "shuffle": spec.shuffle, "of": len(found)}
+    mine: dict[str, Any] = {"format": found.format, "mean": list(spec.mean), "std": list(spec.std)}
+    if spec.classes:
+        mine["class_order"] = list(spec.classes)
+    return {**found.about, **mine, "shuffle": spec.shuffle, "of": found.count}
 
 
-def channels_first(raw: Array) -> Array:
-    """Turn (N, H, W) into (N, 1, H, W) and (N, H, W, 1 or 3) into (N, C, H, W); keep what is so already."""
-    if raw.ndim == 3:
-        return raw[:, None]
-    if raw.ndim == 4 and raw.shape[3] in (1, 3) and raw.shape[1] not in (1, 3):
-        return raw.transpose(0, 3, 1, 2)
-    return raw
+def _read(spec: DataSpec, names: Mapping[str, str], own: Own, most: int | None) -> Chosen:
+    """Read the chosen examples, `most` of them at most."""
+    found = find_examples(spec, names, own)
+    order, doubts = choose(spec, found)
+    rows = order[:most]
+    labels, classes, noted = _labels(spec, found, own)
+    taken = found.take(rows)
+    inputs, changes = scaled_inputs(spec, found, taken.inputs, rows)
+    targets = taken.targets if labels is None else labels[rows]
+    if targets is None:
+        raise ValueError("a reader gave neither labels nor next tokens")
+    doubts = (*found.doubts, *noted, *taken.doubts, *doubts, *changes)
+    chosen = None if labels is None else labels[order]
+    return Chosen(found, order, rows, taken.inputs, inputs, targets, chosen, classes, doubts)
 
 
-def _targets(found: Examples) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:
-    if found.kind == "tokens":
-        return found.targets, found.classes, ()
-    if found.classes:
-        return found.targets, found.classes, ()
-    return read_targets(found.targets, _files(found))
+def _labels(spec: DataSpec, found: Examples, own: Own) -> tuple[Array | None, tuple[str, ...], tuple[str, ...]]:
+    """Return all targets, the names of their classes, and doubts; in the model's order where it was chosen."""
+    if found.labels is None:
+        if spec.classes:
+            raise DataError(f"{name_of(found)} has no classes to bring into an order. Leave the names of classes out.")
+        return None, (), ()
+    targets, classes, doubts = found.labels, found.classes, tuple[str, ...]()
+    if not classes:
+        targets, classes, doubts = read_targets(targets, name_of(found))
+    if not spec.classes:
+        return targets, classes, (*doubts, *order_doubts(classes, own.classes))
+    targets, moved = map_classes(targets, classes, spec.classes, name_of(found))
+    return targets, tuple(map(shown, spec.classes)), (*doubts, *moved)
+
+
+def _rows_of(endings: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    tables = [shape[0] for name, shape in shapes.items() if name.endswith(endings) and len(shape) == 2]
+    return tables[0] if len(tables) == 1 else 0
 
 
 def _typed(targets: Array) -> Array:
     return np.ascontiguousarray(targets, np.float32 if targets.dtype.kind == "f" else np.int64)
 
 
-def _inputs(spec: DataSpec, found: Examples, raw: Array, first: list[str]) -> tuple[Array, list[str]]:
-    if found.kind == "tokens":
-        if spec.mean or spec.std:
-            raise DataError(f"{_files(found)} holds tokens, which are not normalised. Leave mean and std empty.")
-        return np.ascontiguousarray(raw, np.int64), []
-    if raw.size * 4 > MAX_INPUT_BYTES:
-        amount = f"{len(raw)} examples of {raw[0].size} numbers"
-        raise DataError(f"{_files(found)}: {amount} need more than {words(MAX_INPUT_BYTES)}. Choose fewer examples.")
-    with np.errstate(over="ignore"):
-        scaled = channels_first(raw).astype(np.float32)
-    if raw.dtype == np.uint8:
-        scaled /= np.float32(255)
-    if not np.isfinite(scaled).all():
-        row = int(np.argwhere(~np.isfinite(scaled))[0][0])
-        raise DataError(
-            f"{_files(found)}: example {row} of those chosen (from {first[0]} on) is not finite in float32. Mend it."
-        )
-    doubts = _layout_doubts(raw) + _scale_doubts(found, raw)
-    return _normalise(spec, found, scaled, doubts), doubts
-
-
-def _normalise(spec: DataSpec, found: Examples, inputs: Array, doubts: list[str]) -> Array:
-    if not spec.mean and not spec.std:
-        return np.ascontiguousarray(inputs)
-    channels = inputs.shape[1]
-    mean = _per_channel(spec.mean or (0.0,), "mean", channels, found)
-    std = _per_channel(spec.std or (1.0,), "std", channels, found)
-    if (std <= 0).any():
-        raise DataError(f"{_files(found)}: std is {list(spec.std)}; every value must be above 0.")
-    low, high = float(inputs.min()), float(inputs.max())
-    if mean.max() > high or mean.min() < low:
-        doubts.append(f"the mean {list(spec.mean)} lies outside of the inputs, which run from {low:.4g} to {high:.4g}.")
-    shape = (1, -1) + (1,) * (inputs.ndim - 2)
-    return np.ascontiguousarray((inputs - mean.reshape(shape)) / std.reshape(shape))
-
-
-def _per_channel(values: tuple[float, ...], what: str, channels: int, found: Examples) -> Array:
-    if len(values) not in (1, channels):
-        raise DataError(
-            f"{_files(found)}: {what} has {len(values)} values, the inputs have {channels} channels. "
-            f"Give 1 or {channels} values."
-        )
-    array = np.asarray(values, np.float32)
-    if not np.isfinite(array).all():
-        raise DataError(f"{_files(found)}: {what} is {list(values)}; every value must be finite.")
-    return array
-
-
-def _layout_doubts(raw: Array) -> list[str]:
-    if raw.ndim == 4 and raw.shape[1] in (1, 3) and raw.shape[3] in (1, 3):
-        return [f"shape {raw.shape} may mean channels first or last: taken as channels first."]
-    return []
-
-
-def _scale_doubts(found: Examples, raw: Array) -> list[str]:
-    if raw.dtype == np.uint8 and found.kind == "rows":
-        return [f"the rows of {raw.shape[1]} uint8 numbers are taken as pixels and divided by 255."]
-    if found.kind == "images" and raw.dtype != np.uint8 and raw.size and float(raw.max()) > 16:
-        return [f"the images are {raw.dtype} up to {float(raw.max()):.4g} and are not divided by 255: only uint8 is."]
-    return []
-
-
-def _counts(targets: Array, classes: tuple[str, ...]) -> list[list[Any]]:
-    """Return [class, count] for each class."""
-    if not classes:
-        return []
-    counts = np.bincount(targets, minlength=len(classes))
-    return [[name, int(count)] for name, count in zip(classes, counts, strict=True)]
-
-
 def _label(target: Any, classes: tuple[str, ...]) -> Any:
     return classes[int(target)] if classes else np.asarray(target).tolist()
 
 
-def _files(found: Examples) -> str:
-    return ", ".join(found.about.get("source", ())) or "the data"
+def _channel_names(found: Examples) -> tuple[str, ...]:
+    return tuple(map(str, found.about.get("features", ()))) if found.kind == "rows" else ()
+
+
+def _hash_of_path(path: Path) -> str:
+    if not path.is_dir():
+        return _hash_of_file(path)
+    digest = hashlib.sha256()
+    for name in tree_of(Source(path, shown(path.name))).names:
+        digest.update(f"{_hash_of_file(path / name)}  {name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _hash_of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{shown(path.name)} cannot be read: {error.strerror or error}. Check the file.") from error
+
+
+@contextmanager
+def _in_words(spec: DataSpec) -> Iterator[None]:
+    """Turn what the machine itself refuses into a sentence."""
+    name = ", ".join(shown(Path(each).name) for each in spec.files[:2])
+    try:
+        yield
+    except MemoryError as error:
+        raise DataError(f"{name} needs more memory than there is. Choose fewer examples, or smaller data.") from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}. Check the file.") from error

@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-ModelSource = Literal["catalogue", "text", "hugging_face"]
-DataFormat = Literal["auto", "idx", "npz", "images", "table", "text"]
-LossName = Literal["cross_entropy", "mse", "bce_with_logits", "causal_lm"]
+ModelSource = Literal["catalogue", "text", "hugging_face", "library", "operator", "trusted"]
+DataFormat = Literal["auto", "idx", "npz", "images", "table", "text", "dataset", "tokens16", "tokens32", "operator"]
+LossName = Literal["cross_entropy", "mse", "bce_with_logits", "causal_lm", "operator"]
 
-LOSSES: tuple[LossName, ...] = get_args(LossName)
+LOSSES: tuple[LossName, ...] = get_args(LossName)[:-1]  # those that need no file of the operator
 LOSS_TITLES: Mapping[LossName, str] = {
     "cross_entropy": "Cross-entropy",
     "mse": "Mean squared error",
     "bce_with_logits": "Binary cross-entropy with logits",
     "causal_lm": "Causal language model (cross-entropy of the next token)",
+    "operator": "The operator's own loss(model, batch)",
 }
 
 
@@ -30,7 +31,10 @@ class ModelSpec:
 
     source "catalogue": `name` is a family in `probes.models`, `arguments` its sizes;
     source "text": `text` is a `Sequential(...)` expression or the text of `print(model)`;
-    source "hugging_face": `folder` is a folder (or a zip of one) with config.json and weights.
+    source "hugging_face": `folder` is a folder (or a zip of one) with config.json and weights;
+    source "library": `name` is "torchvision/resnet18" or "timm/vit_tiny_patch16_224", see `probes.library`;
+    source "operator": `name` is "<module>:<model>" of THEODOLITE_MODELS, `arguments` may hold the file's "sha256";
+    source "trusted": `folder` is the path of a file in a folder of THEODOLITE_TRUSTED, `arguments` likewise.
     """
 
     source: ModelSource
@@ -53,11 +57,14 @@ class ModelSpec:
 class DataSpec:
     """Say which examples to read and how.
 
-    files: paths (an IDX pair is two of them), or names that the caller resolves to paths. mean, std: per channel,
-    applied after uint8 images are scaled to [0, 1]; empty means none. examples: how many, 0 for all. shuffle: the
-    seed of the order, None for the order of the file. label: the column (tables) or field that holds the target,
-    "" to look for `label`, `y`, `target`. tokenizer: text only: "auto", "bytes", "characters", or a path to a
-    tokenizer.json. context: text only: tokens in a sequence, 0 for the model's own.
+    files: paths (an IDX pair is two of them), or names that the caller resolves to paths; for the format "operator" the
+    name of a module. mean, std: per channel, applied after uint8 images are scaled to [0, 1]; empty means none.
+    examples: how many, 0 for all. shuffle: the seed of the order, None for the order of the file. label: the column
+    (tables) or field that holds the target, "" to look for `label`, `y`, `target`. tokenizer: text only: "auto" (the
+    checkpoint's own, else characters), "bytes", "characters", or a path to a tokenizer.json. context: text only:
+    tokens in a sequence, 0 for the model's own. split: of data that comes in several, "" for the training one.
+    classes: the model's names of its classes in its order, onto which the data's are mapped by name; empty: the
+    data's own order.
     """
 
     files: tuple[str, ...]
@@ -69,16 +76,18 @@ class DataSpec:
     label: str = ""
     tokenizer: str = "auto"
     context: int = 0
+    split: str = ""
+    classes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dict of JSON values."""
-        value = asdict(self)
-        return {**value, "files": list(self.files), "mean": list(self.mean), "std": list(self.std)}
+        """Return a dict of JSON values; split and classes only where they are chosen: older runs keep their ids."""
+        value = {**asdict(self), **{name: list(getattr(self, name)) for name in ("files", "mean", "std", "classes")}}
+        return {key: each for key, each in value.items() if each or key not in ("split", "classes")}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DataSpec:
-        """Undo `to_json`."""
-        tuples = {name: tuple(value.get(name, ())) for name in ("files", "mean", "std")}
+        """Undo `to_json`; what an older one lacks is empty."""
+        tuples = {name: tuple(value.get(name) or ()) for name in ("files", "mean", "std", "classes")}
         return cls(**{**value, **tuples})
 
 

@@ -317,10 +317,10 @@ def test_one_idx_file_alone_is_refused(pair):
     ],
 )
 def test_foreign_files_are_named(tmp_path, content, message):
-    (tmp_path / "thing.bin").write_bytes(content)
+    (tmp_path / "thing.dat").write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_batches(DataSpec((str(tmp_path / "thing.bin"),)))
-    assert str(caught.value).startswith("thing.bin is ")
+        read_batches(DataSpec((str(tmp_path / "thing.dat"),)))
+    assert str(caught.value).startswith("thing.dat is ")
 
 
 def test_what_is_not_there_is_said(tmp_path):
@@ -355,7 +355,7 @@ def test_preview_sheet_shows_the_pixels(pair):
     sheet = preview(DataSpec(files), count=4)["sheet"]
     head, content = sheet.split(",")
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("L"))
-    assert head == "data:image/png;base64" and image.shape == (84, 6 * (67 + 6) - 6)
+    assert head == "data:image/png;base64" and image.shape == (84, 4 * (67 + 6) - 6)
     assert image[2, 2] == images[0, 0, 0] and image[81, 2] == images[0, 4, 0] and image[2, 73 + 65] == images[1, 0, 3]
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from probes.data import preview, read_batches
-from probes.dataset import images as reader
+from probes.dataset import images, pictures
 from probes.errors import DataError
 from probes.specs import DataSpec
 
@@ -115,15 +115,15 @@ def png_claiming(width, height):
         ({"a/1.png": encoded(pixels(4, 4)), "b/2.png": encoded(pixels(5, 4))}, r"b/2.png is 4 x 5, a/1.png is 4 x 4"),
         ({"1.png": encoded(pixels(4, 4)), "b/2.png": encoded(pixels(4, 4))}, "'1.png' lies in no class"),
         (
-            {"train/a/1.png": encoded(pixels(4, 4)), "test/a/1.png": encoded(pixels(4, 4))},
-            "folders inside of its folders 'test', 'train'",
+            {"red/a/1.png": encoded(pixels(4, 4)), "blue/a/1.png": encoded(pixels(4, 4))},
+            "folders inside of its folders 'blue', 'red'",
         ),
         ({"a/1.png": png_claiming(50_000, 50_000)}, "a/1.png.*(pixels|bomb)"),
         ({"a/1.png": png_claiming(9_000, 9_000)}, "a/1.png has 9000 x 9000 pixels"),
         ({"a/1.png": png_claiming(4, 4)}, "a/1.png is a damaged image"),
         ({"a/1.png": encoded(pixels(40, 40))[:-60]}, "a/1.png is a damaged image"),
-        ({"a/1.png": b"GIF89a" + b"\0" * 40}, "a/1.png is no PNG or JPEG"),
-        ({"a/1.png": encoded(np.full((4, 4), 1000, np.uint16))}, "more than 8 bits"),
+        ({"a/1.png": b"GIF89a" + b"\0" * 40}, "a/1.png is no PNG, JPEG or WebP"),
+        ({"a/1.png": encoded(np.full((4, 4), 1000, np.uint16))}, "16 bits a channel"),
     ],
 )
 def test_images_that_are_refused_by_name(tmp_path, write, members, message):
@@ -136,7 +136,7 @@ def test_images_that_are_refused_by_name(tmp_path, write, members, message):
 
 def test_a_folder_or_zip_without_images_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty holds no PNG or JPEG"):
+    with pytest.raises(DataError, match="empty holds no PNG, JPEG or WebP"):
         read_batches(DataSpec((str(tmp_path / "empty"),)))
     with pytest.raises(DataError, match=r"zip without PNG, JPEG or .npy files \(it holds 'a.gif'\)"):
         read_batches(write_zip(tmp_path / "d.zip", {"a.gif": b"GIF89a"}))
@@ -154,11 +154,11 @@ def test_a_linked_folder_is_refused(tmp_path):
 
 def test_members_are_read_under_a_budget(tmp_path, monkeypatch):
     spec = write_zip(tmp_path / "d.zip", {f"a/{index}.png": encoded(pixels(20, 20)) for index in range(9)})
-    monkeypatch.setattr(reader, "MAX_BYTES", 5 * 400)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 5 * 400)
     assert len(read_batches(DataSpec(spec.files, examples=5))) == 5
     with pytest.raises(DataError, match="unpack to over"):
         read_batches(spec)
-    monkeypatch.setattr(reader, "MAX_IMAGE_BYTES", 100)
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(DataError, match="more than 100 bytes"):
         read_batches(spec)
 

@@ -144,10 +144,10 @@ def parquet(tmp_path, table):
     ("columns", "message"),
     [
         ({"a": ["x", "y"], "label": [0, 1]}, "'a' is not numeric"),
-        ({"a": [[1], [2]], "label": [0, 1]}, r"'a' is not numeric \(type list"),
+        ({"a": [[1], [2, 3]], "label": [0, 1]}, r"row 2 has 2 values, row 1 1 in the column 'a'"),
         ({"a": [1.0, None], "label": [0, 1]}, "row 2 has no value in column 'a'"),
         ({"a": [1.0, 2.0], "label": ["u", None]}, "row 2 has no label"),
-        ({"a": [1.0, 2.0], "label": [[0], [1]]}, "label column 'label' holds list"),
+        ({"a": [1.0, 2.0], "label": [[0], [1, 2]]}, "row 2 has 2 values, row 1 1 in the column 'label'"),
         ({"a": [1.0, 2.0], "b": [0, 1]}, "no column label, y, target"),
     ],
 )

@@ -24,9 +24,13 @@ FORMATS: Mapping[DataFormat, str] = {
     "auto": "Recognise by content",
     "idx": "MNIST-style IDX pair",
     "npz": "NumPy .npz",
-    "images": "Images by class (zip)",
+    "images": "Images by class, or with labels.csv (zip)",
     "table": "Table (CSV, Parquet)",
-    "text": "Text or JSONL (language model)",
+    "text": "Text or JSONL",
+    "dataset": "Hugging Face dataset saved to disk (zip)",
+    "tokens16": "Tokens, 16 bits (.bin)",
+    "tokens32": "Tokens, 32 bits (.bin)",
+    "operator": "Data of a module on this server",
 }
 SHEET = "data:image/png;base64,"
 

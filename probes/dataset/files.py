@@ -1,4 +1,4 @@
-"""What the readers of data share: a named file, reading it under a budget, and what a reader hands back.
+"""What the readers of data share: a named file, and reading it, or a zip, under a budget.
 
 A file is hostile: a megabyte can unpack to a gigabyte. Nothing here reads more than `MAX_BYTES`, nor, beyond
 `FREE_BYTES`, more than `MAX_RATIO` times what lies on the disk.
@@ -11,9 +11,9 @@ import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -73,35 +73,6 @@ class Source:
             return read_bounded(file, self.name, self.size(), limit)
 
 
-@dataclass(frozen=True)
-class Examples:
-    """All examples of the files in their order, before choosing, scaling and normalising.
-
-    kind: "images" (uint8 or numbers, channels anywhere), "rows" (numbers) or "tokens" (int64 ids). targets: one entry
-    for each example. take: indices -> (inputs of these, doubts met on the way). name_of: index -> id. lines: the
-    first ones as plain text, for showing.
-    """
-
-    format: str
-    kind: str
-    targets: Array
-    take: Callable[[Array], tuple[Array, tuple[str, ...]]]
-    name_of: Callable[[int], str]
-    classes: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
-    about: Mapping[str, Any] = field(default_factory=dict)
-    lines: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self.targets)
-
-
-def from_array(inputs: Array) -> Callable[[Array], tuple[Array, tuple[str, ...]]]:
-    """Make a `take` of an array in memory."""
-    return lambda chosen: (inputs[chosen], ())
-
-
 def check_budget(name: str, unpacked: int, packed: int, limit: int = MAX_BYTES) -> None:
     """Refuse content that is too large, or too large for the file that it comes from."""
     if unpacked > limit:
@@ -130,6 +101,12 @@ def words(size: int) -> str:
     return f"{size} bytes"
 
 
+def shown(name: str) -> str:
+    """Return a path from a folder or a zip fit for a sentence and for an id: printable, at most 200 characters."""
+    clean = "".join(each if each.isprintable() else "?" for each in name)
+    return clean if len(clean) <= 200 else f"{clean[:100]}…{clean[-99:]}"
+
+
 @contextmanager
 def open_zip(source: Source) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
     """Open a zip and list its files, after checks of names, count, encryption and declared sizes."""
@@ -138,7 +115,7 @@ def open_zip(source: Source) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.Zip
             members = [each for each in archive.infolist() if not each.filename.endswith("/")]
             _check_members(source, members)
             yield archive, members
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, struct.error, UnicodeDecodeError) as error:
         raise DataError(f"{source.name} is a damaged or unusual zip ({short(error)}). Write it again.") from error
     except OSError as error:
         raise DataError(f"{source.name} cannot be read: {error.strerror or error}. Check the path.") from error
@@ -152,9 +129,10 @@ def short(error: object) -> str:
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, limit: int = MAX_BYTES) -> bytes:
     """Read one member; its checksum is checked on the way."""
-    check_budget(f"{name}/{member.filename}", member.file_size, member.compress_size, limit)
+    name = f"{name}/{shown(member.filename)}"
+    check_budget(name, member.file_size, member.compress_size, limit)
     with archive.open(member) as file:
-        return read_bounded(file, f"{name}/{member.filename}", member.compress_size, limit)
+        return read_bounded(file, name, member.compress_size, limit)
 
 
 def _zip(source: Source) -> zipfile.ZipFile:
@@ -169,19 +147,26 @@ def _check_members(source: Source, members: list[zipfile.ZipInfo]) -> None:
         raise DataError(f"{source.name} holds {len(members)} files; at most {MAX_MEMBERS} are read. Split it.")
     seen: set[str] = set()
     for member in members:
-        path = PurePosixPath(member.filename)
-        if not member.filename:
-            raise DataError(f"{source.name} holds a file without a name. Write the zip again.")
-        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or "\0" in member.orig_filename:
-            raise DataError(
-                f"{source.name} holds {member.filename!r}, a path that leads out of it. Write the zip again."
-            )
-        if member.flag_bits & 1:
-            raise DataError(f"{source.name} is encrypted ({member.filename!r}). Write it without a password.")
-        if (member.external_attr >> 16) & 0o170000 == 0o120000:
-            raise DataError(f"{source.name} holds a link, {member.filename!r}. Put the file itself in its place.")
+        problem = _problem(member)
+        if problem:
+            raise DataError(f"{source.name} holds {shown(member.filename)!r}, {problem}")
         twin = unicodedata.normalize("NFC", member.filename)
         if twin in seen:
-            raise DataError(f"{source.name} holds {member.filename!r} twice. Write the zip again.")
+            raise DataError(f"{source.name} holds {shown(member.filename)!r} twice. Write the zip again.")
         seen.add(twin)
     check_budget(source.name, sum(each.file_size for each in members), source.size())
+
+
+def _problem(member: zipfile.ZipInfo) -> str:
+    path = PurePosixPath(member.filename)
+    if not member.filename:
+        return "a file without a name. Write the zip again."
+    if path.is_absolute() or ".." in path.parts or "\\" in member.filename or "\0" in member.orig_filename:
+        return "a path that leads out of it. Write the zip again."
+    if member.flag_bits & 1:
+        return "which is encrypted. Write the zip without a password."
+    if (member.external_attr >> 16) & 0o170000 == 0o120000:
+        return "a link. Put the file itself in its place."
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"packed in an unusual way ({member.compress_type}). Write the zip with deflate, or uncompressed."
+    return ""

@@ -1,60 +1,72 @@
-"""Read plain text and JSONL for language models: token ids and, aligned to them, the token that follows each.
+"""Read plain text and JSONL for language models and classifiers of text.
 
-Plain text is one document, a line of JSONL is one. A line holds `input_ids` or `tokens` (whole numbers) or `text`;
-without a choice the first of these is taken, and text goes through "characters". A document is cut into pieces of
-`context` predictions that overlap in one token, so that each of its tokens but the first is predicted once. What is
-left of a piece is padded with id 0 in the inputs and -100 in the targets. `labels` (-100 where nothing counts) and
-`attention_mask` of a line are heeded as transformers writes them.
+Plain text is one document, a line of JSONL is one. A line holds `input_ids` or `tokens` (whole numbers) or `text`, and
+perhaps a `label`; text goes through a tokenizer. `labels` (a list, -100 where nothing counts) and `attention_mask` of
+a line are heeded as transformers writes them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from probes.dataset.files import Array, Examples, Source, from_array, short, words
+from probes.dataset.encoders import Encoder, encoder_of
+from probes.dataset.examples import Examples, Own
+from probes.dataset.files import Array, Source, short, shown
+from probes.dataset.roles import ID_FIELDS, FieldKind, Roles, roles_of
+from probes.dataset.targets import as_labels
+from probes.dataset.tokens import IGNORED, MAX_TOKENS, Tokens, context_for, labelled, sequences, shower
 from probes.errors import DataError
 from probes.specs import DataSpec
 
-IGNORED = -100
-DEFAULT_CONTEXT = 128
-MAX_CONTEXT = 2**17
 MAX_TEXT_BYTES = 2**26
-MAX_TOKENIZER_BYTES = 64 * 2**20
-MAX_TOKENS = 2**28
-ID_FIELDS = ("input_ids", "tokens")
+MAX_LINES = 2**22
 SHOWN = 12
 
-Encode = Callable[[str], Array]
+Line = tuple[int, Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Document:
-    """Keep one text as token ids, and which of them count as targets."""
-
-    ids: Array
-    counted: Array
-
-
-def read_text(source: Source, spec: DataSpec, jsonl: bool, own_context: int = 0) -> Examples:
-    """Read the sequences of a text or JSONL file; `own_context` is the model's, where the user gives none."""
+def read_text(source: Source, spec: DataSpec, own: Own) -> Examples:
+    """Read the sequences of a text or JSONL file."""
     content = source.read(MAX_TEXT_BYTES)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{source.name} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
-    if jsonl:
-        return _from_jsonl(source, spec, text, own_context)
-    encode, about = _encoder(source, spec, text)
-    documents = [_document(encode(text))]
-    context, doubts = _context(source, spec, documents, own_context)
-    return _examples(source, "text", documents, {**about, "context": context}, text, doubts)
+    lines = tuple(each[:200] for each in text[:20_000].splitlines()[:SHOWN])
+    if is_jsonl(text[: 2**16]):
+        return replace(_from_jsonl(source, spec, text, own), lines=lines)
+    encoder = encoder_of(source.name, spec.tokenizer, own.tokenizer, text)
+    made = sequences_of(source, "text", tokens_of(source, map(encoder.encode, [text])), spec, own, encoder.about)
+    return replace(made, lines=lines, show=shower(encoder.decode))
+
+
+def sequences_of(
+    source: Source, format: str, tokens: Tokens, spec: DataSpec, own: Own, about: Mapping[str, Any]
+) -> Examples:
+    """Cut documents of token ids into sequences, at the context that was chosen or the model's own."""
+    lengths = tokens.lengths()
+    context, doubts = context_for(source, spec, int(lengths.max(initial=0)), own)
+    largest = int(tokens.ids.max(initial=0)) if len(tokens.ids) else 0
+    return sequences(source, format, tokens, context, own, {**about, "largest_id": largest}, doubts)
+
+
+def tokens_of(source: Source, rows: Iterator[Array], names: tuple[str, ...] = ()) -> Tokens:
+    """Lay documents of ids end to end; names: their ids, where the file gives them."""
+    found: list[Array] = []
+    held = 0
+    for row in rows:
+        held += len(row)
+        if held > MAX_TOKENS:
+            raise DataError(f"{source.name} has over {MAX_TOKENS} tokens. Give a smaller part of the data.")
+        found.append(row)
+    starts = np.concatenate([[0], np.cumsum([len(each) for each in found])]).astype(np.int64)
+    ids = np.concatenate(found) if found else np.zeros(0, np.int32)
+    return Tokens(ids, starts, None, names)
 
 
 def is_jsonl(head: str) -> bool:
@@ -68,49 +80,93 @@ def is_jsonl(head: str) -> bool:
         return '"' in first and ":" in first
 
 
-def _from_jsonl(source: Source, spec: DataSpec, text: str, own_context: int) -> Examples:
-    lines = list(_objects(source, text))
-    if not lines:
+def _from_jsonl(source: Source, spec: DataSpec, text: str, own: Own) -> Examples:
+    first = next(_objects(source, text), None)
+    if first is None:
         raise DataError(f"{source.name} holds no lines. Give one JSON object a line.")
-    field = _field(source, spec, lines[0][1])
-    if field in ID_FIELDS or isinstance(lines[0][1][field], list):
-        documents = [_given(source, number, value, field) for number, value in lines]
-        about: dict[str, Any] = {"tokenizer": f"ids in the field {field!r}"}
-    else:
-        texts = [_text(source, number, value, field) for number, value in lines]
-        encode, about = _encoder(source, spec, "".join(texts))
-        documents = [_document(encode(each)) for each in texts]
-    context, doubts = _context(source, spec, documents, own_context)
-    return _examples(source, "JSONL", documents, {**about, "field": field, "context": context}, text, doubts)
+    roles = roles_of(source.name, {key: _kind(value) for key, value in first[1].items()}, spec)
+    lines = _objects(source, text)
+    if roles.input in ID_FIELDS or isinstance(first[1][roles.input], list):
+        return _of_ids(source, spec, roles, lines, own)
+    return _of_text(source, spec, roles, lines, own)
 
 
-def _objects(source: Source, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{source.name}: line {number} is no JSON ({short(error)}). Give one object a line."
-            ) from error
-        if not isinstance(value, dict):
-            raise DataError(f"{source.name}: line {number} is a {type(value).__name__}. Give one JSON object a line.")
-        yield number, value
+def _of_ids(source: Source, spec: DataSpec, roles: Roles, lines: Iterator[Line], own: Own) -> Examples:
+    rows, counted, labels, names = [], [], [], []
+    for number, value in lines:
+        ids, counts = _given(source, number, value, roles)
+        rows.append(ids)
+        counted.append(counts)
+        labels.append(_label(source, number, value, roles.label))
+        names.append(_name(value))
+    tokens = replace(tokens_of(source, iter(rows), _names(names)), counted=np.concatenate(counted))
+    about = {"tokenizer": f"ids in the field {roles.input!r}", "field": roles.input}
+    return _made(source, spec, tokens, roles, labels, own, about, None)
 
 
-def _field(source: Source, spec: DataSpec, first: dict[str, Any]) -> str:
-    wanted = (spec.label,) if spec.label else (*ID_FIELDS, "text")
-    if not spec.label and spec.tokenizer != "auto" and "text" in first:
+def _of_text(source: Source, spec: DataSpec, roles: Roles, lines: Iterator[Line], own: Own) -> Examples:
+    texts, labels, names = [], [], []
+    for number, value in lines:
+        texts.append(_text(source, number, value, roles.input))
+        labels.append(_label(source, number, value, roles.label))
+        names.append(_name(value))
+    encoder = encoder_of(source.name, spec.tokenizer, own.tokenizer, "".join(texts))
+    tokens = tokens_of(source, map(encoder.encode, texts), _names(names))
+    about = {**encoder.about, "field": roles.input}
+    return _made(source, spec, tokens, roles, labels, own, about, encoder)
+
+
+def _made(
+    source: Source,
+    spec: DataSpec,
+    tokens: Tokens,
+    roles: Roles,
+    labels: list[Any],
+    own: Own,
+    about: dict[str, Any],
+    encoder: Encoder | None,
+) -> Examples:
+    show = shower(encoder.decode if encoder else None)
+    if not roles.label:
+        return replace(sequences_of(source, "JSONL", tokens, spec, own, about), show=show)
+    targets = as_labels(np.array(labels, dtype=object))
+    own = replace(own, context=spec.context or own.context)
+    pad = encoder.pad if encoder else None
+    made = labelled(source, "JSONL", tokens, targets, own, {**about, "label": roles.label}, pad)
+    return replace(made, show=show)
+
+
+def _objects(source: Source, text: str) -> Iterator[Line]:
+    start, number = 0, 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        line, start, number = text[start:end], end + 1, number + 1
+        if number > MAX_LINES:
+            raise DataError(f"{source.name} has over {MAX_LINES} lines. Give a smaller part of the data.")
+        if line.strip():
+            yield number, _object(source, number, line)
+
+
+def _object(source: Source, number: int, line: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source.name}: line {number} is no JSON ({short(error)}). Give one object a line.") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{source.name}: line {number} is a {type(value).__name__}. Give one JSON object a line.")
+    return value
+
+
+def _kind(value: Any) -> FieldKind:
+    if isinstance(value, list):
+        return "ids"
+    if isinstance(value, str):
         return "text"
-    found = [each for each in wanted if each in first]
-    if not found:
-        held = ", ".join(repr(str(each)[:40]) for each in list(first)[:8]) or "none"
-        raise DataError(f"{source.name}: the first line has no field {' or '.join(wanted)} (it has {held}). Name one.")
-    return found[0]
+    return "number" if isinstance(value, int | float) else "other"
 
 
-def _text(source: Source, number: int, value: dict[str, Any], field: str) -> str:
+def _text(source: Source, number: int, value: Mapping[str, Any], field: str) -> str:
     text = value.get(field)
     if not isinstance(text, str):
         raise DataError(f"{source.name}: line {number} has no text in {field!r} ({str(text)[:40]}). Mend or drop it.")
@@ -119,20 +175,43 @@ def _text(source: Source, number: int, value: dict[str, Any], field: str) -> str
     return text
 
 
-def _given(source: Source, number: int, value: dict[str, Any], field: str) -> Document:
-    ids = _whole(source, number, value.get(field), field)
+def _label(source: Source, number: int, value: Mapping[str, Any], field: str) -> Any:
+    if not field:
+        return None
+    label = value.get(field)
+    if not isinstance(label, str | int | float) or (isinstance(label, int) and abs(label) >= 2**63):
+        raise DataError(
+            f"{source.name}: line {number} has {shown(str(label)[:40])} in {field!r}. Give a number or a name."
+        )
+    return label
+
+
+def _name(value: Mapping[str, Any]) -> str | None:
+    found = value.get("id")
+    return shown(str(found)) if isinstance(found, str | int) and not isinstance(found, bool) else None
+
+
+def _names(names: list[str | None]) -> tuple[str, ...]:
+    """Return the ids that the lines give, if all do."""
+    return tuple(each for each in names if each is not None) if None not in names else ()
+
+
+def _given(source: Source, number: int, value: Mapping[str, Any], roles: Roles) -> tuple[Array, Array]:
+    ids = _whole(source, number, value.get(roles.input), roles.input)
     if (ids < 0).any():
-        raise DataError(f"{source.name}: line {number} has the token {ids.min()} in {field!r}; ids are 0 or more.")
+        raise DataError(
+            f"{source.name}: line {number} has the token {ids.min()} in {roles.input!r}; ids are 0 or more."
+        )
     counted = np.ones(len(ids), bool)
     for name in ("labels", "attention_mask"):
-        if name in value:
+        if name in value and not roles.label:
             marks = _whole(source, number, value[name], name)
             if len(marks) != len(ids):
                 raise DataError(
-                    f"{source.name}: line {number} has {len(ids)} {field} but {len(marks)} {name}. Mend it."
+                    f"{source.name}: line {number} has {len(ids)} {roles.input} but {len(marks)} {name}. Mend it."
                 )
             counted &= marks != (IGNORED if name == "labels" else 0)
-    return Document(ids, counted)
+    return ids, counted
 
 
 def _whole(source: Source, number: int, value: Any, field: str) -> Array:
@@ -141,94 +220,3 @@ def _whole(source: Source, number: int, value: Any, field: str) -> Array:
         found = str(value)[:40]
         raise DataError(f"{source.name}: line {number} has {found} in {field!r}. Give a list of whole numbers.")
     return np.array(value, np.int32)
-
-
-def _document(ids: Array) -> Document:
-    return Document(ids.astype(np.int32), np.ones(len(ids), bool))
-
-
-def _encoder(source: Source, spec: DataSpec, text: str) -> tuple[Encode, dict[str, Any]]:
-    if spec.tokenizer == "bytes":
-        return lambda each: np.frombuffer(each.encode(), np.uint8), {"tokenizer": "bytes", "vocabulary": 256}
-    if spec.tokenizer in ("auto", "characters"):
-        points = sorted(map(ord, set(text)))
-        rank = np.zeros(points[-1] + 1 if points else 1, np.int32)
-        rank[points] = np.arange(len(points))
-        about = {"tokenizer": "characters", "vocabulary": len(points)}
-        return lambda each: rank[np.frombuffer(each.encode("utf-32-le"), np.uint32)], about
-    tokenizer = _tokenizer(source, Path(spec.tokenizer))
-    about = {"tokenizer": Path(spec.tokenizer).name, "vocabulary": tokenizer.get_vocab_size()}
-    return lambda each: np.array(tokenizer.encode(each).ids, np.int32), about
-
-
-def _tokenizer(source: Source, path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise DataError(
-            f"{source.name}: the tokenizer {path.name!r} is no file. Give auto, bytes, characters or a tokenizer.json."
-        )
-    if path.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise DataError(f"{path.name} has {words(path.stat().st_size)}; no tokenizer is that large. Check the file.")
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise DataError(
-            f"{path.name} is no tokenizer.json that can be read ({short(error)}). Save it again."
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _examples(
-    source: Source, format: str, documents: list[Document], about: dict[str, Any], text: str, doubts: list[str]
-) -> Examples:
-    context: int = about["context"]
-    long = [index for index, each in enumerate(documents) if len(each.ids) > 1]
-    if len(long) < len(documents):
-        left_out = len(documents) - len(long)
-        doubts.append(f"{left_out} of {len(documents)} texts have fewer than two tokens and are left out.")
-    if sum(-(-len(each.ids) // context) * context for each in documents) > MAX_TOKENS:
-        raise DataError(f"{source.name} gives over {MAX_TOKENS} tokens at context {context}. Give a smaller part.")
-    pieces = [_pieces(documents[index], context) for index in long]
-    first = np.cumsum([0, *(len(inputs) for inputs, _ in pieces)])
-
-    def name_of(index: int) -> str:
-        owner = int(np.searchsorted(first, index, "right")) - 1
-        return f"{source.stem}[{long[owner]}]:{(index - int(first[owner])) * context}"
-
-    return Examples(
-        format=format,
-        kind="tokens",
-        targets=np.concatenate([targets for _, targets in pieces]),
-        take=from_array(np.concatenate([inputs for inputs, _ in pieces])),
-        name_of=name_of,
-        doubts=tuple(doubts),
-        about={
-            **about,
-            "documents": len(documents),
-            "largest_id": max(int(documents[each].ids.max()) for each in long),
-        },
-        lines=tuple(each[:200] for each in text[:20_000].splitlines()[:SHOWN]),
-    )
-
-
-def _context(source: Source, spec: DataSpec, documents: list[Document], own: int) -> tuple[int, list[str]]:
-    longest = max(len(each.ids) for each in documents)
-    if longest < 2:
-        raise DataError(f"{source.name}: no text has two tokens, so nothing can be predicted. Give longer texts.")
-    if not 0 <= spec.context <= MAX_CONTEXT:
-        raise DataError(f"{source.name}: a context of {spec.context} tokens; give 1 to {MAX_CONTEXT}, or 0.")
-    if spec.context:
-        return spec.context, []
-    context = min(own or DEFAULT_CONTEXT, longest - 1)
-    return context, [] if own else [f"no context was given: sequences of {context} tokens are made."]
-
-
-def _pieces(document: Document, context: int) -> tuple[Array, Array]:
-    """Return inputs and targets (n, T) of the pieces of a text; the targets are the ids shifted by one."""
-    count = len(document.ids) - 1
-    shape = (-(-count // context), context)
-    inputs, targets = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
-    inputs.reshape(-1)[:count] = document.ids[:-1]
-    targets.reshape(-1)[:count] = np.where(document.counted[1:], document.ids[1:], IGNORED)
-    return inputs, targets
