@@ -12,22 +12,22 @@ import streamlit as st
 from probes.architecture.families import FAMILIES
 from probes.specs import ModelSpec
 from ui import bench as benches
+from ui import model_ways
 from ui.bench import Bench
 from ui.progress import ask
 from ui.questions import comparison
 from ui.ready import Found, alike, is_mismatch, is_recognised, model_in_use
-from ui.state import key_for, store
-from ui.text import as_list, as_text, size
+from ui.state import key_for
+from ui.text import as_list, as_text
 
 WAYS = {
     "recognised": "Recognised",
     "catalogue": "From the catalogue",
+    "library": "torchvision or timm",
     "text": "Pasted text",
     "hugging_face": "Hugging Face folder",
+    "operator": "This server's own",
 }
-LISTS = {"mlp": ("widths", "names"), "lenet": ("channels", "kernels", "paddings", "pools", "widths", "names")}
-WORDS = {"true": True, "yes": True, "false": False, "no": False}
-EXAMPLE_TEXT = "Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2), Flatten(), Linear(5408, 10))"
 
 
 def draw(id: str, bench: Bench, found: Mapping[str, Found]) -> None:
@@ -42,12 +42,8 @@ def draw(id: str, bench: Bench, found: Mapping[str, Found]) -> None:
         way = _way(bench, first)
         if way == "recognised":
             _recognised(id, bench, first)
-        elif way == "catalogue":
-            _catalogue(id, bench, first)
-        elif way == "text":
-            _text(id, bench)
         else:
-            _hugging_face(id, bench)
+            model_ways.draw(way, id, bench, first)
         model = model_in_use(bench, first)
         if model is not None and not (way == "recognised" and is_recognised(first, model)):
             _compared(bench, model)
@@ -67,9 +63,10 @@ def _strangers(bench: Bench, first: Found, found: Mapping[str, Found]) -> None:
 def _way(bench: Bench, found: Found) -> str:
     chosen = bench.model is not None and not _is_variant(bench.model, found)
     usual = bench.model.source if bench.model is not None and chosen else "recognised"
+    usual = "operator" if usual == "trusted" else usual
     return st.segmented_control(
         "How to find the model",
-        list(WAYS),
+        [each for each in WAYS if each != "operator" or usual == each or model_ways.has_own()],
         default=usual,
         required=True,
         format_func=lambda each: WAYS[each],
@@ -86,6 +83,7 @@ def _recognised(id: str, bench: Bench, found: Found) -> None:
         st.markdown(as_list(recognition["reasons"]))
         if is_mismatch(recognition["mismatch"]):
             difference(recognition["mismatch"])
+        _runner_up(recognition)
         return
     spec = ModelSpec.from_json(recognition["spec"])
     if bench.model is None or _is_variant(bench.model, found):
@@ -96,13 +94,27 @@ def _recognised(id: str, bench: Bench, found: Found) -> None:
     st.markdown(as_list(recognition["reasons"]))
     if spec.source == "text":
         st.code(spec.text, language="python", wrap_lines=True)
+    _runner_up(recognition)
     _choices(id, bench.model or spec, recognition["choices"])
+
+
+def _runner_up(recognition: Mapping[str, Any]) -> None:
+    """Name what came second, and how it differs."""
+    second = recognition.get("runner_up")
+    if not second:
+        return
+    with st.expander(f"Runner-up: {as_text(second['title'])}"):
+        st.markdown(as_text(second["sentence"]))
+        if is_mismatch(second["mismatch"]):
+            difference(second["mismatch"])
 
 
 def _title(recognition: Mapping[str, Any], chosen: ModelSpec | None) -> str:
     if chosen is None or chosen.to_json() == recognition["spec"]:
         return as_text(recognition["title"])
-    return as_text(FAMILIES[chosen.name].name_of(chosen.arguments))
+    if chosen.source == "catalogue":
+        return as_text(FAMILIES[chosen.name].name_of(chosen.arguments))
+    return as_text(chosen.arguments.get("variant", recognition["title"]))
 
 
 def _is_variant(model: ModelSpec, found: Found) -> bool:
@@ -140,59 +152,6 @@ def _set(id: str, spec: ModelSpec, name: str, key: str) -> None:
     benches.put(id, model=replace(spec, arguments=arguments))
 
 
-def _catalogue(id: str, bench: Bench, found: Found) -> None:
-    known = found["recognition"]["spec"] or {}
-    now = bench.model if bench.model and bench.model.source == "catalogue" else None
-    start = now.name if now else known.get("name", "")
-    names = list(FAMILIES)
-    index = names.index(start) if start in names else 0
-    name = st.selectbox("Family", names, index=index, format_func=lambda key: FAMILIES[key].title)
-    family = FAMILIES[name]
-    st.caption(as_text(family.about[:1].upper() + family.about[1:] + "."))
-    given = now.arguments if now and now.name == name else known.get("arguments", {}) if start == name else {}
-    with st.form(f"catalogue-{name}"):
-        columns = st.columns(3)
-        texts = {
-            argument: columns[place % 3].text_input(argument.capitalize(), _written(given.get(argument)), help=about)
-            for place, (argument, about) in enumerate(family.arguments.items())
-        }
-        if st.form_submit_button("Use this model", type="primary"):
-            arguments = {key: _read(text, key in LISTS.get(name, ())) for key, text in texts.items() if text.strip()}
-            benches.put(id, model=ModelSpec("catalogue", name=name, arguments=arguments))
-            st.rerun()
-
-
-def _text(id: str, bench: Bench) -> None:
-    now = bench.model.text if bench.model and bench.model.source == "text" else ""
-    with st.form("model-text"):
-        text = st.text_area(
-            "A Sequential(…), or what print(model) shows",
-            now,
-            height=200,
-            placeholder=EXAMPLE_TEXT,
-            help="Only layers of torch.nn with plain numbers and words; the text is read, never run.",
-        )
-        if st.form_submit_button("Use this text", type="primary") and text.strip():
-            benches.put(id, model=ModelSpec("text", text=text))
-            st.rerun()
-
-
-def _hugging_face(id: str, bench: Bench) -> None:
-    st.caption("A zip of the folder with config.json and the weights; code in it is not run. Upload it in step 1.")
-    about = {each.sha256: f"{each.name} · {size(each.bytes)}" for each in store().files()}
-    zips = [sha256 for sha256, name in about.items() if ".zip ·" in name.lower()]
-    if not zips:
-        st.info("No zip has been uploaded yet.")
-        return
-    now = bench.model.folder if bench.model else ""
-    index = zips.index(now) if now in zips else 0
-    with st.form("model-folder"):
-        chosen = st.selectbox("Folder", zips, index=index, format_func=lambda sha256: about[sha256])
-        if st.form_submit_button("Use this folder", type="primary"):
-            benches.put(id, model=ModelSpec("hugging_face", folder=chosen))
-            st.rerun()
-
-
 def _compared(bench: Bench, model: ModelSpec) -> None:
     found = ask(comparison(bench.checkpoints[0], model), "compare")
     if found is None:
@@ -217,18 +176,3 @@ def difference(mismatch: Mapping[str, Any]) -> None:
 
 def _shape(shape: list[int]) -> str:
     return " × ".join(str(each) for each in shape) or "one number"
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(_written(each) for each in value)
-    return "" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
-
-
-def _read(text: str, many: bool) -> Any:
-    if many:
-        return [_read(each, False) for each in text.split(",") if each.strip()]
-    word = text.strip()
-    if word.lower() in WORDS:
-        return WORDS[word.lower()]
-    return int(word) if word.lstrip("-").isdecimal() else word
