@@ -20,7 +20,7 @@ from probes.formats.pickle_values import (
     sizes,
     tensor_of,
 )
-from probes.formats.pickles import ARRAY, Stack, Storages, kind_of
+from probes.formats.pickles import ARRAY, Budget, Stack, Storages, kind_of
 
 _ENCODINGS = {"latin1": "latin-1", "latin-1": "latin-1", "utf-8": "utf-8", "ascii": "ascii"}
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -29,8 +29,8 @@ _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 class Machine(Stack):
     """A pickle being followed, with what its calls make."""
 
-    def __init__(self, name: str, storages: Storages, persistent: Callable[[Any], Any] | None) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, storages: Storages, persistent: Callable[[Any], Any] | None, budget: Budget) -> None:
+        super().__init__(name, budget)
         self.storages = storages
         self.known: dict[str, Storage] = {}
         self.persistent = persistent
@@ -149,7 +149,7 @@ class Machine(Stack):
         if found.bytes != numel * ITEM_BYTES.get(dtype, 1):
             self.refuse(f"declares the storage {printable(key)} twice, with different sizes")
         if found.dtype != dtype:
-            found = Storage(key, dtype, numel, found.device, found.span)
+            self.refuse(f"declares the storage {printable(key)} twice, with different types")
         return found if view is None else found.part(size(view[1]), size(view[2]))
 
     def tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Stored:
@@ -185,7 +185,7 @@ class Machine(Stack):
 
         if not isinstance(content, bytes):
             raise ValueError("a storage without bytes")
-        return read_legacy_storage(io.BytesIO(content), len(content), self.name)
+        return read_legacy_storage(io.BytesIO(content), len(content), self.name, self.budget)
 
     def ordered(self, items: Any = ()) -> OrderedDict[Any, Any]:
         """Return an ordered dict."""
@@ -244,6 +244,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch.Size": lambda _, items=(): tuple(sizes(tuple(items))),
     "torch.device": lambda _, *parts: Record("torch.device", parts),
     "collections.OrderedDict": Machine.ordered,
+    "collections.defaultdict": lambda machine, _=None, items=(): dict(machine.ordered(items)),
     "collections.Counter": lambda machine, items=(): machine.record("collections.Counter", (items,)),
     "copy_reg._reconstructor": Machine.reconstructed,
     "copyreg._reconstructor": Machine.reconstructed,

@@ -15,14 +15,16 @@ from typing import IO, Any, Protocol, cast
 
 from probes.errors import RefusedCheckpoint
 from probes.formats.contents import Record, Span, printable
+from probes.formats.pickle_keys import fault_of, key_of
 from probes.formats.pickle_names import danger, stranger
-from probes.formats.pickle_values import NumpyType
 
 ARRAY = "numpy.ndarray"
 MAXIMUM_BYTES = 32 * 2**20
 _MAXIMUM_LINE = 2**20
 _MAXIMUM_STEPS = 4_000_000
-_LARGEST_KEY = 2**61 - 1  # beyond it different numbers share a hash, and dicts become slow
+_NEWEST_PROTOCOL = 5
+_COSTS = {"EMPTY_SET": 8, "FROZENSET": 8, "REDUCE": 3, "NEWOBJ": 3, "NEWOBJ_EX": 3, "OBJ": 3, "INST": 3}  # in steps
+_COST_OF_ONE = 50  # of following a pickle at all, in steps
 _ADVICE = "Save a plain state dict instead: torch.save(model.state_dict(), file)."
 
 
@@ -46,6 +48,13 @@ class NoStorages:
         raise RefusedCheckpoint(f"{self.name} names the storage {printable(key)}, which is not in the file.")
 
 
+@dataclass
+class Budget:
+    """The instructions that may yet be followed in a file, however many pickles it has, side by side or nested."""
+
+    left: int = _MAXIMUM_STEPS
+
+
 @dataclass(frozen=True)
 class Walk:
     """What a pickle says: its value, and the names of the foreign classes and functions in it, with their counts."""
@@ -61,15 +70,17 @@ def read_pickle(
     *,
     most: int = MAXIMUM_BYTES,
     persistent: Callable[[Any], Any] | None = None,
+    budget: Budget | None = None,
 ) -> Walk:
     """Follow one pickle from the stream's position to its end; the stream stays behind its last byte.
 
     name: the file's, for errors. most: bytes that are read at most. persistent: what a persistent id stands for where
-    it is not a storage of torch's. Raises RefusedCheckpoint naming whatever is not honest.
+    it is not a storage of torch's. budget: shared by the pickles of a file. Raises RefusedCheckpoint naming whatever
+    is not honest.
     """
     from probes.formats.pickle_calls import Machine
 
-    machine = Machine(name, storages or NoStorages(name), persistent)
+    machine = Machine(name, storages or NoStorages(name), persistent, budget or Budget())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pickletools decodes old strings with escapes that Python frowns upon
@@ -79,11 +90,13 @@ def read_pickle(
 
 
 def _follow(machine: Any, stream: IO[bytes]) -> Walk:
-    name, instruction = machine.name, ""
+    name, instruction, budget = machine.name, "", machine.budget
+    budget.left -= _COST_OF_ONE
     try:
-        for steps, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        for opcode, argument, _ in pickletools.genops(stream):
             instruction = opcode.name
-            if steps > _MAXIMUM_STEPS:
+            budget.left -= _COSTS.get(instruction, 1)
+            if budget.left < 0:
                 machine.refuse(f"has a pickle of more than {_MAXIMUM_STEPS:,} instructions")
             step = STEPS.get(instruction)
             if step is None:
@@ -121,8 +134,9 @@ class _Bounded:
 class Stack:
     """The stack, the marks and the memo of a pickle being followed."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, budget: Budget) -> None:
         self.name = name
+        self.budget = budget
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -185,13 +199,11 @@ class Stack:
             self.refuse(f"sets items of a {kind_of(target)}")
 
     def key(self, value: Any) -> Hashable:
-        """Return the key of a dict; lists and dicts are none."""
-        if isinstance(value, int) and abs(value) >= _LARGEST_KEY:
-            self.refuse("has a number beyond 2^61 as the key of a dict")
-        if isinstance(value, list | dict | set | bytearray | NumpyType):
-            self.refuse(f"has a {type(value).__name__} as the key of a dict")
-        hash(value)
-        return cast("Hashable", value)
+        """Return the key of a dict; lists and dicts are none, nor is what would take long to hash or to find."""
+        fault = fault_of(value)
+        if fault:
+            self.refuse(f"has {fault} as the key of a dict")
+        return cast("Hashable", key_of(value))
 
 
 def kind_of(value: Any) -> str:
@@ -208,6 +220,11 @@ def _memoise(machine: Any, index: int) -> None:
     machine.memo[int(index)] = value
     if isinstance(value, Record) and value.name == ARRAY:
         machine.unfinished.setdefault(id(value), []).append(int(index))
+
+
+def _begin(machine: Any, protocol: int) -> None:
+    if protocol > _NEWEST_PROTOCOL:
+        machine.refuse(f"is of pickle protocol {protocol}, which does not exist yet")
 
 
 def _recall(machine: Any, index: int) -> None:
@@ -242,7 +259,7 @@ STEPS: dict[str, Step] = {
     "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
     "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
     "EMPTY_SET": lambda machine, _: machine.stack.append(set()),
-    "PROTO": lambda *_: None,
+    "PROTO": _begin,
     "FRAME": lambda *_: None,
     "STOP": lambda *_: None,
     "MARK": lambda machine, _: machine.mark(),

@@ -10,13 +10,14 @@ import struct
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from probes.errors import RefusedCheckpoint
 from probes.formats.contents import ITEM_BYTES, Contents, Limits, Raw, Record, Span, printable
 from probes.formats.pickle_values import STORAGE_NAMES, Storage, size, tensor_of
-from probes.formats.pickles import read_pickle
+from probes.formats.pickles import Budget, Walk, read_pickle
 from probes.formats.raw import span_of, span_of_bytes
 from probes.formats.torch_zip import left_words
 
@@ -64,51 +65,53 @@ class Behind:
 def read_legacy(path: Path, name: str, limits: Limits) -> Contents:
     """Read a stream of pickles, or a plain pickle; raise RefusedCheckpoint."""
     length = path.stat().st_size
+    budget = Budget()
     with path.open("rb") as file:
-        first = read_pickle(file, name, most=limits.index) if length <= limits.index else _first(file, name, limits)
+        first = _first(file, length, name, limits, budget)
         if first.value == MAGIC:
-            value, foreign = _stream(file, length, name, limits, lambda start: span_of(path, name, start))
+            value, foreign = _stream(file, length, name, limits, lambda start: span_of(path, name, start), budget)
             return Contents(path, "torch legacy", length, value, left=left_words(foreign))
         if file.read(1):
             raise RefusedCheckpoint(f"{name} is a plain pickle with bytes behind its end. It is not opened.")
     return Contents(path, "pickle", length, first.value, left=left_words(first.foreign))
 
 
-def read_legacy_storage(file: IO[bytes], length: int, name: str) -> Storage:
+def read_legacy_storage(file: IO[bytes], length: int, name: str, budget: Budget) -> Storage:
     """Return the one storage in the bytes of a torch file inside of a pickle."""
     content = file.read(length)
     if not content.startswith(b"\x80"):
         raise RefusedCheckpoint(f"{name} holds a storage in a form that is not known. Save it with torch.save.")
     stream = io.BytesIO(content)
     most = Limits().index
-    if read_pickle(stream, name, most=most).value != MAGIC:
+    if read_pickle(stream, name, most=most, budget=budget).value != MAGIC:
         raise RefusedCheckpoint(f"{name} hides a pickle inside of its pickle. It is not opened.")
-    value, _ = _stream(stream, len(content), name, Limits(), lambda start: span_of_bytes(content[start:]))
+    open_at = lambda start: span_of_bytes(content[start:])
+    value, _ = _stream(stream, len(content), name, Limits(), open_at, budget)
     if not isinstance(value, Storage):
         raise RefusedCheckpoint(f"{name} holds a {type(value).__name__} in the place of a storage. It is not opened.")
     return value
 
 
-def _first(file: IO[bytes], name: str, limits: Limits) -> Any:
+def _first(file: IO[bytes], length: int, name: str, limits: Limits, budget: Budget) -> Any:
     head = file.read(64)
     file.seek(0)
-    if not head.startswith(b"\x80"):
+    if length > limits.index and not head.startswith(b"\x80"):
         raise RefusedCheckpoint(f"{name} is a plain pickle of more than {limits.index:,} bytes; use torch.save.")
-    return read_pickle(file, name, most=limits.index)
+    return read_pickle(file, name, most=limits.index, budget=budget)
 
 
 def _stream(
-    file: IO[bytes], length: int, name: str, limits: Limits, open_at: Callable[[int], Span]
+    file: IO[bytes], length: int, name: str, limits: Limits, open_at: Callable[[int], Span], budget: Budget
 ) -> tuple[Any, dict[str, int]]:
-    version = read_pickle(file, name, most=limits.index).value
-    about = read_pickle(file, name, most=limits.index).value
+    read = partial(read_pickle, file, name, most=limits.index, budget=budget)
+    version, about = read().value, read().value
     if version != 1001 or not isinstance(about, dict):
         raise RefusedCheckpoint(f"{name} is of version {printable(str(version), 20)} of torch's old format, not 1001.")
     if about.get("little_endian", True) is not True:
         raise RefusedCheckpoint(f"{name} was saved on a big-endian machine in the old format. Save it as safetensors.")
     behind = Behind(name, open_at)
-    walk = read_pickle(file, name, behind, most=limits.index)
-    keys = read_pickle(file, name, most=limits.index).value
+    walk = read(behind)
+    keys = read().value
     if not isinstance(keys, list) or len(keys) > limits.tensors:
         raise RefusedCheckpoint(f"{name} is damaged: it does not list its storages. Copy it again.")
     behind.locate(file, [_key(each) for each in keys], length)
@@ -135,10 +138,11 @@ def read_tar(path: Path, name: str, limits: Limits) -> Contents:
             storages, tensors, pickle = (members[each] for each in _TAR_MEMBERS)
             known: dict[Any, Any] = {}
             with path.open("rb") as file:
-                _tar_storages(file, storages, path, name, known)
-                _tar_tensors(file, tensors, name, known, limits)
+                read = partial(read_pickle, file, name, most=limits.index, budget=Budget())
+                _tar_storages(file, storages, path, name, known, read)
+                _tar_tensors(file, tensors, name, known, limits, read)
                 file.seek(pickle.offset_data)
-                walk = read_pickle(file, name, most=limits.index, persistent=lambda key: _persistent(key, known))
+                walk = read(persistent=lambda key: _persistent(key, known))
     except (tarfile.TarError, OSError, EOFError, struct.error, ValueError, OverflowError) as error:
         reason = printable(" ".join(str(error).split()))
         raise RefusedCheckpoint(f"{name} is a damaged tar archive ({reason}). Copy it again.") from None
@@ -153,11 +157,13 @@ def _persistent(key: Any, known: dict[Any, Any]) -> Any:
     return known[int(key)]
 
 
-def _tar_storages(file: IO[bytes], member: tarfile.TarInfo, path: Path, name: str, known: dict[Any, Any]) -> None:
+def _tar_storages(
+    file: IO[bytes], member: tarfile.TarInfo, path: Path, name: str, known: dict[Any, Any], read: Callable[..., Walk]
+) -> None:
     file.seek(member.offset_data)
     end = member.offset_data + member.size
-    for _ in range(size(read_pickle(file, name).value)):
-        key, location, kind = read_pickle(file, name).value
+    for _ in range(size(read().value)):
+        key, location, kind = read().value
         dtype = STORAGE_NAMES[kind.name] if isinstance(kind, Record) else ""
         numel = int.from_bytes(file.read(8), "little")
         start, length = file.tell(), numel * ITEM_BYTES[dtype]
@@ -165,14 +171,21 @@ def _tar_storages(file: IO[bytes], member: tarfile.TarInfo, path: Path, name: st
             raise RefusedCheckpoint(f"{name} is cut short: {length:,} bytes of a tensor are missing. Copy it again.")
         known[int(key)] = Storage(str(key), dtype, numel, printable(_key(location), 20), span_of(path, name, start))
         file.seek(start + length)
-    for target, root, offset, numel in read_pickle(file, name).value:
+    for target, root, offset, numel in read().value:
         known[int(target)] = known[int(root)].part(size(offset), size(numel))
 
 
-def _tar_tensors(file: IO[bytes], member: tarfile.TarInfo, name: str, known: dict[Any, Any], limits: Limits) -> None:
+def _tar_tensors(
+    file: IO[bytes],
+    member: tarfile.TarInfo,
+    name: str,
+    known: dict[Any, Any],
+    limits: Limits,
+    read: Callable[..., Walk],
+) -> None:
     file.seek(member.offset_data)
-    for _ in range(min(size(read_pickle(file, name).value), limits.tensors)):
-        key, storage, _kind = read_pickle(file, name).value
+    for _ in range(min(size(read().value), limits.tensors)):
+        key, storage, _kind = read().value
         (rank,) = struct.unpack("<i4x", file.read(8))
         if not 0 <= rank <= limits.rank:
             raise RefusedCheckpoint(f"{name} holds a tensor of {rank} dimensions; at most {limits.rank} are read.")
