@@ -1,4 +1,4 @@
-"""Hugging Face folders -> checkpoint and module, through transformers' own classes, without remote code.
+"""Hugging Face folders -> module, through transformers' own classes, without remote code.
 
 transformers only ever sees a cleaned configuration: its loaders follow paths out of the folder and fill missing
 weights with random numbers, so the weights are read, compared and copied by us.
@@ -6,21 +6,26 @@ weights with random numbers, so the weights are read, compared and copied by us.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from probes.checkpoint import Checkpoint, TensorInfo, hash_file, read_checkpoint
-from probes.errors import RefusedCheckpoint, ModelError
-from probes.hugging_face_files import folder_of, read_config, read_history, weight_files
+from probes.checkpoint import Checkpoint
+from probes.errors import ModelError
+from probes.formats.archives import files_of_archive
+from probes.formats.contents import Limits, printable
+from probes.formats.files import open_contents
+from probes.formats.folder_files import Files
+from probes.formats.folder_plans import plan_of
+from probes.formats.folders import open_folder, stored_in
+from probes.formats.hub_files import config_facts, read_config, read_json
+from probes.formats.hub_sizes import too_large
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+PROVENANCE = "provenance.json"  # in folders of the store, which hold the same config.json and count their tensors
+_PROVENANCE_BYTES = 2**30
 _KINDS: Mapping[str, str] = {
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
@@ -35,81 +42,124 @@ _KINDS: Mapping[str, str] = {
     "ForImageClassification": "AutoModelForImageClassification",
 }
 _OLD_BUFFERS = re.compile(r"(\.attn\.bias|masked_bias|position_ids|rotary_emb\.inv_freq|token_type_ids)$")
-_REPEATED = re.compile(r"(layer|depth|block|stage)s?(_|$)|^n_layer|experts|num_labels")
-_LARGEST = 2**31
-_MOST_REPEATED = 10_000
-
-
-def checkpoint_of_folder(path: Path, *, name: str | None = None, sha256: str | None = None) -> Checkpoint:
-    """Read the weights of a folder (or a zip of one), all its shards, as one checkpoint; raise RefusedCheckpoint.
-
-    sha256: for a folder, over the names and hashes of config.json and its weight files.
-    """
-    name = name or path.name
-    folder = folder_of(path)
-    files, index = weight_files(folder)
-    if not files:
-        raise RefusedCheckpoint(f"{name} has config.json but no weights (model.safetensors or pytorch_model.bin).")
-    shards = [read_checkpoint(file) for file in files]
-    _check_index(shards, index, name)
-    config = read_config(folder)
-    names, doubts = _names(folder, shards)
-    tied = {key: twin for shard in shards for key, twin in shard.facts.get("tied", {}).items()}
-    about = {"architecture": _architecture(config, name), "model_type": str(config.get("model_type", ""))}
-    return Checkpoint(
-        path=path,
-        name=name,
-        sha256=sha256 or (hash_file(path) if path.is_file() else _hash(folder, shards)),
-        bytes=sum(shard.bytes for shard in shards),
-        format=f"Hugging Face {'folder' if path.is_dir() else 'zip'}, {shards[0].format}",
-        tensors=_tensors(shards, names),
-        facts={"hugging_face": about, **read_history(folder), **_tied(tied, names)},
-        doubts=(*doubts, *(doubt for shard in shards for doubt in shard.doubts)),
-        stream=lambda: _stream(shards, names),
-    )
+_MOST_BUFFERS = 2**29
 
 
 def build_folder(path: Path) -> nn.Module:
     """Build the module that config.json describes, with untrained weights; it maps inputs to logits.
 
-    Raises ModelError when the architecture is not supported or its sizes are absurd beside the weights.
+    path: a folder, a zip or tar of one, or a checkpoint's folder in the store (or the weights in it). Raises ModelError
+    when the architecture is not supported or its sizes are absurd beside the weights.
     """
-    folder = folder_of(path)
-    config = read_config(folder)
-    _check_sizes(config, _tensor_count(folder), folder.name)
-    return _as_logits(_from_config(config, folder.name))
+    files = _files(path)
+    config = read_config(files)
+    wrong = too_large(config, *_amounts(files))
+    if wrong:
+        raise ModelError(f"{files.name}/config.json: {wrong}. It is not the configuration of these weights.")
+    _refuse_others(config, files.name)
+    if torch.get_default_device().type != "meta":
+        _check_buffers(config, files.name)
+    return _as_logits(_from_config(config, files.name))
 
 
 def title_of_folder(path: Path) -> str:
     """Name the model as its config.json does."""
-    folder = folder_of(path)
-    return _architecture(read_config(folder), folder.name)
+    about = config_facts(read_config(_files(path))).get("hugging_face", {})
+    return about.get("architecture") or about.get("model_type") or "no architecture"
 
 
-def _architecture(config: Mapping[str, Any], name: str) -> str:
-    listed = config.get("architectures")
-    found = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
-    if not any(found.endswith(kind) for kind in _KINDS):
-        raise RefusedCheckpoint(
-            f"{name}: config.json names {found[:80] or 'no architecture'}; this reads causal language models and "
-            "sequence or image classifiers."
+def fit_names(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Give the tensors of a folder the names that its model has, and leave the mask buffers of older files out.
+
+    The tensors stay where they are until they are asked for; fitting twice changes nothing. The fact "ties" maps names
+    of the model that the file leaves out to the tensor that they share. Raises ModelError like `build_folder`.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = build_folder(folder)
+    names, left = _names(model, checkpoint.tensors)
+    tied = checkpoint.facts.get("tied", {})
+    known = {names[key]: names[twin] for key, twin in tied.items() if key in names and twin in names}
+    facts = {**checkpoint.facts, "tied": known, "ties": _ties(model, set(names.values()))}
+    doubts = [f"{len(left)} buffers of older versions were left out ({left[0]})."] if left else []
+    return replace(
+        checkpoint,
+        tensors={names[key]: info for key, info in checkpoint.tensors.items() if key in names},
+        facts={key: each for key, each in facts.items() if each or key not in ("tied", "ties")},
+        doubts=tuple(dict.fromkeys((*checkpoint.doubts, *doubts))),
+        stream=lambda: _renamed(checkpoint.stream(), names),
+        stream_moments=lambda kind: _renamed(checkpoint.stream_moments(kind), names),
+    )
+
+
+def _files(path: Path) -> Files:
+    limits = Limits.from_environment()
+    if path.is_file() and (path.parent / PROVENANCE).is_file():
+        path = path.parent
+    if path.is_dir():
+        return open_folder(path, path.name, limits)
+    if not path.is_file():
+        raise ModelError(f"{path.name} is neither a folder with config.json nor a zip of one.")
+    return files_of_archive(path, path.name, limits, lambda file, name: open_contents(file, name, limits))
+
+
+def _amounts(files: Files) -> tuple[int, int]:
+    """Count the tensors and the numbers in them."""
+    if PROVENANCE in files.sizes:
+        about = read_json(files, PROVENANCE, _PROVENANCE_BYTES)
+        return int(about["tensors"]), max((int(each["parameters"]) for each in about["sets"]), default=0)
+    tensors = [each for file in plan_of(files).files for each in stored_in(files.open(file).value)]
+    return len(tensors), sum(each.numel for each in tensors)
+
+
+def _refuse_others(config: Mapping[str, Any], name: str) -> None:
+    """Refuse what would load parts from elsewhere: a backbone by its name, or one of timm."""
+    for key, value in _settings(config):
+        timm = (key == "use_timm_backbone" and value) or (key == "model_type" and "timm" in str(value))
+        if timm:
+            raise ModelError(f"{name}: it takes its backbone from another library, timm, which is not used here.")
+        if key == "backbone" and isinstance(value, str):
+            raise ModelError(f"{name}: it takes its backbone from {printable(value, 60)}; only one folder is read.")
+
+
+def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            yield from _settings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _settings(inner)
+
+
+def _check_buffers(config: Mapping[str, Any], name: str) -> None:
+    """Refuse tables that are no weights (of masks, of positions) before memory is taken for them."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = _from_config(config, name)
+    total = sum(buffer.numel() for buffer in model.buffers())
+    if total > _MOST_BUFFERS:
+        raise ModelError(
+            f"{name}/config.json asks for {total:,} numbers in buffers; at most {_MOST_BUFFERS:,} are made."
         )
-    return found
 
 
 def _from_config(config: Mapping[str, Any], name: str) -> PreTrainedModel:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    architecture = _architecture(config, name)
-    kind = next(kind for kind in _KINDS if architecture.endswith(kind))
+    architecture = config_facts(config).get("hugging_face", {}).get("architecture", "")
+    kind = next((kind for kind in _KINDS if architecture.endswith(kind)), None)
+    if kind is None:
+        raise ModelError(
+            f"{name}: config.json names {architecture or 'no architecture'}; models are built for causal language "
+            "models and for sequence or image classifiers. Its weights can be analysed without."
+        )
     auto = getattr(transformers, _KINDS[kind])
     rest = {key: value for key, value in config.items() if key != "model_type"}
     try:
         made = transformers.AutoConfig.for_model(config["model_type"], **rest)
         return _made(auto, made)
     except Exception as error:  # noqa: BLE001  hundreds of model classes, each with its own way to fail
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = printable(" ".join(str(error).split()), 200) or type(error).__name__
         raise ModelError(f"{name}: transformers cannot build {architecture} from its config.json ({reason}).") from None
 
 
@@ -140,50 +190,8 @@ def _as_logits(model: PreTrainedModel) -> nn.Module:
     return module
 
 
-def _check_sizes(config: Mapping[str, Any], tensors: int, name: str) -> None:
-    """Refuse counts that no folder with so many tensors can have, before any class loops over them."""
-    for key, value in _numbers(config):
-        limit = min(max(tensors, 64), _MOST_REPEATED) if _REPEATED.search(key) else _LARGEST
-        if abs(value) > limit:
-            raise ModelError(f"{name}/config.json: {key} is {value:,}, but the weights are {tensors:,} tensors.")
-
-
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(value, dict):
-        for each, inner in value.items():
-            yield from _numbers(inner, str(each))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _numbers(inner, key)
-    elif type(value) is int:
-        yield key, value
-
-
-@lru_cache(maxsize=16)
-def _tensor_count(folder: Path) -> int:
-    files, _ = weight_files(folder)
-    return sum(len(read_checkpoint(file, sha256="-").tensors) for file in files)
-
-
-def _check_index(shards: list[Checkpoint], index: Mapping[str, str] | None, name: str) -> None:
-    seen: dict[str, str] = {}
-    for shard in shards:
-        for key in shard.tensors:
-            if key in seen:
-                raise RefusedCheckpoint(f"{name}: {key} is in {seen[key]} and in {shard.name}. Copy the folder again.")
-            seen[key] = shard.name
-    wrong = [key for key, file in (index or {}).items() if seen.get(key) != file]
-    if wrong:
-        raise RefusedCheckpoint(
-            f"{name}: {wrong[0][:80]} is not in the shard that the index says. Copy the folder again."
-        )
-
-
-def _names(folder: Path, shards: list[Checkpoint]) -> tuple[dict[str, str], list[str]]:
-    """Map stored names to the model's, and leave the mask buffers of older files out."""
-    stored = [key for shard in shards for key in shard.tensors]
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = build_folder(folder)
+def _names(model: nn.Module, stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Map stored names to the model's; the second list names what is left out."""
     own = model.state_dict()
     renamed = _renamer(model, own)
     names, left = {}, []
@@ -195,8 +203,7 @@ def _names(folder: Path, shards: list[Checkpoint]) -> tuple[dict[str, str], list
             names[key] = found if found in own else key
     if len(set(names.values())) != len(names):
         names = {key: key for key in names}
-    doubts = [f"{len(left)} buffers of older versions were left out ({left[0]})."] if left else []
-    return names, doubts
+    return names, left
 
 
 def _renamer(model: nn.Module, own: Mapping[str, Tensor]) -> Callable[[str], str]:
@@ -209,22 +216,14 @@ def _renamer(model: nn.Module, own: Mapping[str, Tensor]) -> Callable[[str], str
     return lambda key: str(rename_source_key(key, known, [], prefix, own)[0])
 
 
-def _tensors(shards: list[Checkpoint], names: Mapping[str, str]) -> dict[str, TensorInfo]:
-    return {names[key]: info for shard in shards for key, info in shard.tensors.items() if key in names}
+def _ties(model: nn.Module, held: set[str]) -> dict[str, str]:
+    """Map names of tied parameters that the file leaves out to the name that it has."""
+    twins: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twins.setdefault(id(parameter), []).append(name)
+    pairs = ((name, next((each for each in names if each in held), "")) for names in twins.values() for name in names)
+    return {name: twin for name, twin in pairs if twin and name not in held}
 
 
-def _tied(tied: Mapping[str, str], names: Mapping[str, str]) -> dict[str, Any]:
-    known = {names[key]: names[twin] for key, twin in tied.items() if key in names and twin in names}
-    return {"tied": known} if known else {}
-
-
-def _stream(shards: list[Checkpoint], names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    for shard in shards:
-        for key, tensor in shard.stream():
-            if key in names:
-                yield names[key], tensor
-
-
-def _hash(folder: Path, shards: list[Checkpoint]) -> str:
-    rows = [["config.json", hash_file(folder / "config.json")], *([shard.name, shard.sha256] for shard in shards)]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+def _renamed(tensors: Iterator[tuple[str, Tensor]], names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    return ((names[key], tensor) for key, tensor in tensors if key in names)

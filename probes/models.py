@@ -133,12 +133,16 @@ def _as_named(spec: ModelSpec, checkpoint: Checkpoint) -> Checkpoint:
 
 def _recognise_folder(checkpoint: Checkpoint) -> Recognition:
     about = checkpoint.facts["hugging_face"]
-    # A stored file lies under its hash, and specs name stored files by it.
-    folder = checkpoint.sha256 if checkpoint.path.name == checkpoint.sha256 else str(checkpoint.path)
-    spec = ModelSpec("hugging_face", folder=folder)
-    mismatch = compare(ModelSpec("hugging_face", folder=str(checkpoint.path)), checkpoint)
-    reasons = (f"config.json names the architecture {about['architecture']}.", mismatch.sentence())
-    return Recognition(None if mismatch else spec, about["architecture"], reasons, mismatch=mismatch or None)
+    title = about["architecture"] or about["model_type"]
+    # A stored file, or the copy that was made of it, lies under its hash, and specs name stored files by it.
+    stored = checkpoint.sha256 in (checkpoint.path.name, checkpoint.path.parent.name)
+    spec = ModelSpec("hugging_face", folder=checkpoint.sha256 if stored else str(checkpoint.path))
+    named = f"config.json names the architecture {title}."
+    try:
+        mismatch = compare(ModelSpec("hugging_face", folder=str(checkpoint.path)), checkpoint)
+    except ModelError as error:  # its weights can be analysed without a model
+        return Recognition(None, title, (named, str(error)))
+    return Recognition(None if mismatch else spec, title, (named, mismatch.sentence()), mismatch=mismatch or None)
 
 
 def _unknown(checkpoint: Checkpoint, tried: list[tuple[Candidate, Mismatch]], more: list[str]) -> Recognition:

@@ -58,7 +58,7 @@ def files_of_archive(
         shown = f"{name}/{printable(file)}"
         with refusing(name):
             found = _in_place(path, inside[file], shown, limits)
-        return found or opener(unpacked(path, name, limits, scratch) / file, shown)
+        return found or opener(unpacked(path, name, limits, scratch, file) / file, shown)
 
     left = (f"{listed(others)} lie in other folders of the archive and stayed packed.",) if others else ()
     sizes = {file: entry.bytes for file, entry in sorted(inside.items())}
@@ -66,14 +66,18 @@ def files_of_archive(
     return Files(name, sizes, read, open_one, left=left, kind=kind_of(path))
 
 
-def unpacked(path: Path, name: str, limits: Limits, scratch: Path | None = None) -> Path:
-    """Return the folder that an archive was unpacked to: once in a process for the same file."""
+def unpacked(path: Path, name: str, limits: Limits, scratch: Path | None = None, also: str = "") -> Path:
+    """Return the folder that an archive was unpacked to: once in a process for the same file.
+
+    also: a file that is wanted beside those that always are.
+    """
     about = path.stat()
-    key = (f"{path.resolve()} {scratch}", about.st_size, about.st_mtime_ns)
+    more = "" if is_wanted(also) else also
+    key = (f"{path.resolve()}\n{scratch}\n{more}", about.st_size, about.st_mtime_ns)
     if key not in _unpacked or not _unpacked[key].is_dir():
         target = Path(tempfile.mkdtemp(prefix="theodolite-", dir=scratch))
         try:
-            unpack(path, name, limits, target)
+            unpack(path, name, limits, target, more)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -82,24 +86,27 @@ def unpacked(path: Path, name: str, limits: Limits, scratch: Path | None = None)
     return _unpacked[key]
 
 
-def unpack(path: Path, name: str, limits: Limits, target: Path) -> Path:
+def unpack(path: Path, name: str, limits: Limits, target: Path, also: str = "") -> Path:
     """Write the members that are needed into `target`, without the folders above them; return it.
 
-    Raises RefusedCheckpoint, before anything is written, for a hostile archive or one that holds far more than it is.
+    Raises RefusedCheckpoint for a hostile archive, or one that holds far more than it is; then nothing is left there.
     """
     inside, _ = _inside(path, name, limits)
-    wanted = {file: entry for file, entry in inside.items() if is_wanted(file)}
+    wanted = {file: entry for file, entry in inside.items() if is_wanted(file) or file == also}
     total, budget = sum(entry.bytes for entry in wanted.values()), budget_of(path, limits)
     if total > budget:
         raise RefusedCheckpoint(f"{name} unpacks to {total:,} bytes, far more than it holds. It is not unpacked.")
     if total > shutil.disk_usage(target).free:
-        raise RefusedCheckpoint(
-            f"{name} unpacks to {total:,} bytes, and the disk has no room. Free some, or unpack it."
-        )
-    with refusing(name), reading(path) as pieces:
-        for file, entry in sorted(wanted.items(), key=lambda pair: pair[1].start):
-            with (target / file).open("xb") as sink:
-                sink.writelines(pieces(entry))
+        raise RefusedCheckpoint(f"{name} unpacks to {total:,} bytes; the disk has no room for it. Free some.")
+    try:
+        with refusing(name), reading(path) as pieces:
+            for file, entry in sorted(wanted.items(), key=lambda pair: pair[1].start):
+                with (target / file).open("xb") as sink:
+                    sink.writelines(pieces(entry))
+    except RefusedCheckpoint:
+        for file in wanted:
+            (target / file).unlink(missing_ok=True)
+        raise
     return target
 
 

@@ -66,7 +66,7 @@ def is_weights(name: str) -> bool:
 def is_wanted(name: str) -> bool:
     """Say whether a member of an archive is worth unpacking."""
     index = name.endswith(".index.json") and bool(_PLAIN.match(name))
-    return is_weights(name) or name in _SMALL or index or bool(other_files([name]))
+    return is_weights(name) or name in _SMALL or index
 
 
 def is_marker(name: str) -> bool:

@@ -23,8 +23,8 @@ from probes.formats.hub_files import (
     read_history,
     read_json,
     read_texts,
-    too_large,
 )
+from probes.formats.hub_sizes import too_large
 from probes.formats.lora_files import lora_doubts, lora_facts
 
 _CONFIG_BYTES = 2**20
@@ -80,7 +80,7 @@ def read_files(files: Files, path: Path, limits: Limits) -> Contents:
     parts = {each: files.open(each) for each in plan.files}
     whole = _joined(parts, plan, files, limits)
     facts = {**whole.facts, **config_facts(config), **read_history(files)}
-    _check_config(config, facts, list(_tensors(whole.value)), files.name)
+    _check_config(config, facts, list(stored_in(whole.value)), files.name)
     texts, doubts = read_texts(files)
     if plan.adapter:
         facts["lora"] = lora_facts(read_json(files, "adapter_config.json", _CONFIG_BYTES))
@@ -155,12 +155,13 @@ def _state(part: Contents, name: str) -> Mapping[str, Any]:
     raise RefusedCheckpoint(f"{name}: the shard {printable(part.path.name)} holds no named tensors. Copy it again.")
 
 
-def _tensors(value: Any, depth: int = 4) -> Iterator[Stored]:
+def stored_in(value: Any, depth: int = 4) -> Iterator[Stored]:
+    """Yield the tensors in nested dicts."""
     if isinstance(value, Stored):
         yield value
     elif isinstance(value, dict) and depth:
         for each in value.values():
-            yield from _tensors(each, depth - 1)
+            yield from stored_in(each, depth - 1)
 
 
 def _check_config(config: Mapping[str, Any], facts: Mapping[str, Any], tensors: list[Stored], name: str) -> None:

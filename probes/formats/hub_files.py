@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from probes.errors import RefusedCheckpoint
@@ -29,16 +29,6 @@ _OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _VERBATIM = ("tokenizer.json", "vocab.json")  # their keys are tokens
 _TEXTS = ("merges.txt", "vocab.txt")
 _METRIC = re.compile(r"^eval_(?!runtime|samples|steps|jit)\w{1,60}$")
-_REPEATED = re.compile(
-    r"^(?!.*(_size|_dim|channels|window))(.*(layer|depth|block|stage)s?(_.*)?|n_layers?|.*experts.*)$"
-)
-_COUNT = re.compile(r"^(n_layers?|num_\w*(layers|blocks|stages|experts)|depths?|\w*coder_layers|vocab_size)$")
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "embedding_size")
-_MOST_TIMES = 1_000
-_LARGEST = 2**31
-_MOST_LABELS = 100_000
-_MOST_REPEATED = 10_000
-_FEWEST = 256
 
 
 def read_json(files: Files, file: str, limit: int) -> dict[str, Any]:
@@ -180,37 +170,3 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(timm, str) and ("pretrained_cfg" in config or "num_features" in config):
         return {"timm": printable(timm)}
     return {}
-
-
-def too_large(config: Mapping[str, Any], tensors: int, numbers: int) -> str:
-    """Say which size in a config.json no checkpoint of so many tensors and numbers can have; "" when all may be."""
-    most = {"layers": 1, "experts": 1, "words": 1, "width": 1}
-    for key, value in _numbers(config):
-        limit, kind = _LARGEST, "words" if key == "vocab_size" else "width" if key in _WIDTHS else ""
-        if key == "num_labels":
-            limit = _MOST_LABELS
-        elif _REPEATED.match(key):
-            limit, kind = min(max(tensors, _FEWEST), _MOST_REPEATED), "experts" if "experts" in key else "layers"
-        if abs(value) > limit or (value < 0 and _COUNT.match(key)):
-            return f"{printable(key)} is {_figure(value)}, but the weights are {tensors:,} tensors"
-        most[kind] = max(most.get(kind, 1), value)
-    if most["layers"] * most["experts"] > 10 * _MOST_REPEATED:
-        return f"{most['layers']:,} layers of {most['experts']:,} experts are more than {tensors:,} tensors can be"
-    if most["words"] * most["width"] > _MOST_TIMES * max(numbers, _MOST_LABELS):
-        return f"{most['words']:,} words of {most['width']:,} numbers are more than the {numbers:,} of the weights"
-    return ""
-
-
-def _figure(value: int) -> str:
-    return f"{value:,}" if abs(value) < 10**30 else "a number of more than 30 digits"
-
-
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(value, dict):
-        for each, inner in value.items():
-            yield from _numbers(inner, str(each))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _numbers(inner, key)
-    elif type(value) is int:
-        yield key, value
