@@ -53,6 +53,7 @@ def files_of_archive(
     opener: opens a file that had to be unpacked, under a name.
     """
     inside, others = _inside(path, name, limits)
+    kind = kind_of(path)
 
     def open_one(file: str) -> Contents:
         shown = f"{name}/{printable(file)}"
@@ -60,10 +61,15 @@ def files_of_archive(
             found = _in_place(path, inside[file], shown, limits)
         return found or opener(unpacked(path, name, limits, scratch, file) / file, shown)
 
+    def read(file: str) -> bytes:
+        if inside[file].packed and kind == "tar":  # to look for one file in it is to unpack all that stand before
+            return (unpacked(path, name, limits, scratch) / file).read_bytes()
+        with refusing(name), reading(path) as pieces:
+            return b"".join(pieces(inside[file]))
+
     left = (f"{listed(others)} lie in other folders of the archive and stayed packed.",) if others else ()
     sizes = {file: entry.bytes for file, entry in sorted(inside.items())}
-    read = lambda file: _content(path, inside[file], name)
-    return Files(name, sizes, read, open_one, left=left, kind=kind_of(path))
+    return Files(name, sizes, read, open_one, left=left, kind=kind)
 
 
 def unpacked(path: Path, name: str, limits: Limits, scratch: Path | None = None, also: str = "") -> Path:
@@ -160,8 +166,3 @@ def _in_place(path: Path, entry: Entry, shown: str, limits: Limits) -> Contents 
         return found
     member = Member(entry.name, entry.start, entry.bytes, entry.crc)
     return replace(found, verify=lambda: check_sum(path, member, shown))
-
-
-def _content(path: Path, entry: Entry, name: str) -> bytes:
-    with refusing(name), reading(path) as pieces:
-        return b"".join(pieces(entry))

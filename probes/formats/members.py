@@ -66,13 +66,24 @@ def members_of(path: Path, name: str, limits: Limits) -> Iterator[Entry]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[Pieces]:
-    """Open an archive once; the function that it gives returns a member's bytes in pieces, as many as were declared."""
+    """Open an archive once; the function that it gives returns a member's bytes in pieces, as many as were declared.
+
+    A gzipped tar is read to its end at last, where its only checksum stands.
+    """
     if kind_of(path) == "zip":
         with zipfile.ZipFile(path) as archive:
             yield lambda entry: _of_zip(archive, entry)
     else:
         with _stream(path) as stream:
             yield lambda entry: _of_tar(stream, entry)
+            _drain(stream, path)
+
+
+def _drain(stream: IO[bytes], path: Path) -> None:
+    most = 4 * path.stat().st_size + _SPARE_BYTES
+    while _is_gzip(path) and stream.read(_PIECE):
+        if stream.tell() > most:
+            raise ValueError("far more follows its last member than it holds")
 
 
 def _of_zip(archive: zipfile.ZipFile, entry: Entry) -> Iterator[bytes]:
