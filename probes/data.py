@@ -34,7 +34,7 @@ from probes.dataset.summary import (
     samples,
 )
 from probes.dataset.targets import read_targets
-from probes.dataset.trees import tree_of
+from probes.dataset.trees import hash_of_path
 from probes.errors import DataError
 from probes.specs import DataSpec, ModelSpec
 
@@ -147,7 +147,7 @@ def preview(
     twins = copies(found, read.rows, inputs, labels or None)
     ids = [found.name_of(int(each)) for each in read.order[:MOST_IDS]]
     return {
-        "examples": len(read.order),
+        "examples": chosen_count(spec, found),
         "kind": found.kind,
         "targets": "next tokens" if following else "classes" if read.classes else "values",
         "shape": list(inputs.shape[1:]),
@@ -174,7 +174,7 @@ def inspect_data(path: Path) -> dict[str, Any]:
     """
     seen = preview(DataSpec((str(path),)))
     with _in_words(DataSpec((str(path),))):
-        sha256 = _hash_of_path(path)
+        sha256 = hash_of_path(Source(path, shown(path.name)))
     kept = ("examples", "shape", "dtype", "range", "channels", "classes", "targets", "duplicates", "doubts", "about")
     return {
         "name": shown(path.name),
@@ -196,13 +196,13 @@ def hash_of(*tensors: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def choose(spec: DataSpec, found: Examples) -> tuple[Array, tuple[str, ...]]:
-    """Return the indices of the chosen examples in their order, and doubts."""
+def choose(spec: DataSpec, found: Examples, most: int | None = None) -> tuple[Array, tuple[str, ...]]:
+    """Return the indices of the chosen examples in their order (the first `most` of them), and doubts."""
     if found.count == 0:
         raise DataError(f"{name_of(found)} holds no examples. Give a file with some.")
     if spec.examples < 0:
         raise DataError(f"{spec.examples} examples were asked for. Give a number, or 0 for all.")
-    count = min(spec.examples or found.count, found.count)
+    count = len(range(chosen_count(spec, found))[:most])
     few = spec.examples > found.count
     doubts = (f"{spec.examples} examples were asked for, the data has {found.count}: all are taken.",) if few else ()
     if spec.shuffle is None:
@@ -212,6 +212,11 @@ def choose(spec: DataSpec, found: Examples) -> tuple[Array, tuple[str, ...]]:
     if found.count > MOST_SHUFFLED:
         raise DataError(f"{name_of(found)} has {found.count} examples, too many to shuffle. Leave the seed empty.")
     return np.random.default_rng(spec.shuffle).permutation(found.count)[:count], doubts
+
+
+def chosen_count(spec: DataSpec, found: Examples) -> int:
+    """Return how many examples are chosen."""
+    return min(spec.examples or found.count, found.count)
 
 
 def about(spec: DataSpec, found: Examples) -> dict[str, Any]:
@@ -225,7 +230,7 @@ def about(spec: DataSpec, found: Examples) -> dict[str, Any]:
 def _read(spec: DataSpec, names: Mapping[str, str], own: Own, most: int | None) -> Chosen:
     """Read the chosen examples, `most` of them at most."""
     found = find_examples(spec, names, own)
-    order, doubts = choose(spec, found)
+    order, doubts = choose(spec, found, most if found.labels is None else None)
     rows = order[:most]
     labels, classes, noted = _labels(spec, found, own)
     taken = found.take(rows)
@@ -268,23 +273,6 @@ def _label(target: Any, classes: tuple[str, ...]) -> Any:
 
 def _channel_names(found: Examples) -> tuple[str, ...]:
     return tuple(map(str, found.about.get("features", ()))) if found.kind == "rows" else ()
-
-
-def _hash_of_path(path: Path) -> str:
-    if not path.is_dir():
-        return _hash_of_file(path)
-    digest = hashlib.sha256()
-    for name in tree_of(Source(path, shown(path.name))).names:
-        digest.update(f"{_hash_of_file(path / name)}  {name}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _hash_of_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{shown(path.name)} cannot be read: {error.strerror or error}. Check the file.") from error
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def check_ids(name: str, tokens: Tokens, chosen: Array, own: Own) -> None:
 
 def _checked(name: str, tokens: Tokens, document: int, begin: int, end: int, own: Own) -> Array:
     """Return a stretch of ids; DataError by its position where the model does not know one."""
-    piece = np.asarray(tokens.ids[begin:end])
+    piece = np.asarray(tokens.ids[begin:end]).astype(np.int64)
     most = own.vocabulary or 2**31
     if piece.size and (int(piece.max()) >= most or int(piece.min()) < 0):
         at = int(np.flatnonzero((piece >= most) | (piece < 0))[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -57,6 +58,16 @@ def tree_of(source: Source) -> Tree:
         return Tree(source, tuple(sorted(each.filename for each in members if not is_hidden(each.filename))))
 
 
+def hash_of_path(source: Source) -> str:
+    """Return the sha256 of a file; of a folder, over the names and hashes of its files."""
+    if not source.path.is_dir():
+        return _hash_of_file(source.path)
+    digest = hashlib.sha256()
+    for name in tree_of(source).names:
+        digest.update(f"{_hash_of_file(source.path / name)}  {name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def is_hidden(name: str) -> bool:
     """Tell whether a path is what an operating system leaves behind rather than data."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
@@ -74,3 +85,8 @@ def _below(source: Source) -> list[str]:
         if len(found) > MAX_MEMBERS:
             raise DataError(f"{source.name} holds over {MAX_MEMBERS} files. Give a smaller part of the data.")
     return found
+
+
+def _hash_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
