@@ -39,7 +39,9 @@ def candidates(checkpoint: Checkpoint) -> Iterator[Candidate]:
 def proposed(checkpoint: Checkpoint) -> Iterator[Candidate]:
     """Yield the chain of layers that could have these tensors: worth a look where nothing that is known has them."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    found = None if any(0 in shape for shape in shapes.values()) else propose(shapes)
+    if any(0 in shape for shape in shapes.values()) or absent(shapes):
+        return
+    found = propose(shapes)
     if found is not None:
         yield found
 

@@ -21,12 +21,17 @@ def replaced(own: Shapes, heads: Sequence[str], shapes: Shapes) -> tuple[str, st
     """
     place = heads[0].rpartition(".")[0] if heads else ""
     for path in dict.fromkeys((place, place.partition(".")[0])):
-        inner = _below(path, shapes)
-        same = _rest(path, own) == _rest(path, shapes) and _linear(_below(path, own))
-        if path and same and inner and set(inner) != set(_below(path, own)):
-            text = _text(inner)
+        inner, before = _below(path, shapes), _below(path, own)
+        same = _rest(path, own) == _rest(path, shapes) and _linear(before)
+        if path and same and inner and set(inner) != set(before):
+            text = _text(inner) if _inputs(inner) == _inputs(before) else ""
             return (path, text) if text else None
     return None
+
+
+def _inputs(shapes: Shapes) -> int:
+    """Return how many numbers the first layer takes."""
+    return next((shape[1] for shape in shapes.values() if len(shape) == 2), 0)
 
 
 def _text(inner: Shapes) -> str:

@@ -14,11 +14,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from probes.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _LAYER_NAMES = """
 Linear Identity Embedding Flatten Unflatten Dropout Dropout1d Dropout2d Dropout3d AlphaDropout
@@ -40,7 +41,7 @@ _NOT_ARGUMENTS = ("device", "dtype", "return_indices", "_weight", "_freeze")
 _MAXIMUM_TEXT = 200_000
 _MAXIMUM_LAYERS = 2_000
 _MAXIMUM_DEPTH = 20
-_MAXIMUM_SIZE = 2**24
+LARGEST = 2**24
 _CHILD = re.compile(r"^\((?P<name>[^()]{1,100})\): (?:(?P<count>\d{1,9}) x )?(?P<rest>.+)$")
 _HEAD = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)\($")
 
@@ -93,6 +94,8 @@ def _walk(layer: Layer, depth: int) -> Iterator[Layer]:
 
 
 def _build(layer: Layer) -> nn.Module:
+    from torch import nn
+
     if layer.kind == "Sequential":
         return nn.Sequential(OrderedDict((name, _build(child)) for name, child in layer.children))
     if layer.kind not in LAYERS:
@@ -209,8 +212,8 @@ def _literal(node: ast.expr, line: int, words: bool) -> Any:
 
 def _bounded(value: Any, line: int) -> Any:
     number = isinstance(value, (int, float))
-    if number and (not math.isfinite(value) or abs(value) > _MAXIMUM_SIZE):
-        raise ModelError(f"Line {line}: the number {value!s:.40} is too large; at most {_MAXIMUM_SIZE:,}.")
+    if number and (not math.isfinite(value) or abs(value) > LARGEST):
+        raise ModelError(f"Line {line}: the number {value!s:.40} is too large; at most {LARGEST:,}.")
     if isinstance(value, str) and value not in _WORDS:
         raise ModelError(f"Line {line}: the word {value[:40]!r} is not an argument that torch.nn knows here.")
     return value

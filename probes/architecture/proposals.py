@@ -7,15 +7,17 @@ the common layout that explains both; only the accuracy at the gate can confirm 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from probes.architecture.family import Candidate
 from probes.architecture.layers import Shape, Shapes, groups, orders
 from probes.architecture.layouts import Layout, layouts
-from probes.architecture.model_text import title_of_text
+from probes.architecture.model_text import LARGEST, title_of_text
 from probes.specs import ModelSpec
 
+_BRANCH = re.compile(r"(^|[._])(downsample|shortcut|skip|resid\w*|branch\w*|attn|attention|se|aux\w*)(\d*)([._]|$)")
 _NORM_LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
@@ -33,15 +35,20 @@ class _Step:
 
 
 def propose(shapes: Shapes) -> Candidate | None:
-    """Propose a Sequential that has exactly these tensors; None when they are no chain of known layers."""
+    """Propose a Sequential that has exactly these tensors; None when they are no chain of known layers.
+
+    Names that speak of a second path rule a chain out, whatever the shapes.
+    """
     layers = groups(shapes)
+    if any(_BRANCH.search(name) for name in layers):
+        return None
     folders = {name[:place] for name in layers for place, letter in enumerate(name) if letter == "."}
     if not layers or "" in layers or folders & set(layers):
         return None
     for order in orders(layers):
         steps = _steps(order)
         fitted = _fit(steps) if steps else None
-        if fitted is not None:
+        if fitted is not None and all(max(shape, default=0) <= LARGEST for shape in shapes.values()):
             return _candidate(*fitted)
     return None
 
