@@ -27,10 +27,16 @@ if TYPE_CHECKING:
 VERSION = 1  # of this form and of what the readers find; folders of another version are made anew
 PROVENANCE = "provenance.json"
 MOMENTS = "moments.safetensors"
-DAMAGED = "The stored copy of {name} is damaged. It is made anew from the upload when it is asked for again."
 _OWN = Limits(tensors=10**7, name=10**6, index=2**31, rank=1000)
 _GROWTH, _FLOOR = 32, 64 * 2**20  # what tensors may take in all: so many times the file's bytes, or so many at least
 _verified: set[tuple[str, int, int]] = set()
+
+
+class DamagedCopy(RefusedCheckpoint):
+    """The copy in the store is not whole any more; it can be made anew from the upload."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The stored copy of {name} is damaged. Admit it again from the upload.")
 
 
 def write(
@@ -106,7 +112,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             return dict(about)
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise RefusedCheckpoint(DAMAGED.format(name="this checkpoint"))
+    raise DamagedCopy("this checkpoint")
 
 
 def check_amount(contents: Contents, found: Found, name: str) -> None:
@@ -192,11 +198,11 @@ def _read_file(folder: Path, about: Mapping[str, Any], name: str) -> dict[str, S
         key = (str(path), stamp.st_mtime_ns, stamp.st_size)
         if key not in _verified:
             if stamp.st_size != about["bytes"] or hash_file(path) != about["sha256"]:
-                raise RefusedCheckpoint(DAMAGED.format(name=name))
+                raise DamagedCopy(name)
             _verified.add(key)
         held: dict[str, Stored] = read_safetensors(path, name, _OWN).value
     except OSError:
-        raise RefusedCheckpoint(DAMAGED.format(name=name)) from None
+        raise DamagedCopy(name) from None
     for key_, (dtype, shape) in about["other_types"].items():
         held[key_] = _retyped(held[key_], dtype, tuple(shape))
     return held

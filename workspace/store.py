@@ -1,7 +1,8 @@
 """What outlives a browser tab: the database and the files of a workspace. No torch here.
 
 A workspace is one folder: `theodolite.db` (stored files, benches, runs), `objects/` (file contents by sha256, each
-kept once), `runs/<id>/` (what a run wrote). App, worker, children and command line use it at the same time.
+kept once, in quarantine as far as checkpoints go), `admitted/<sha256>/` (what was read of checkpoints, made anew),
+`runs/<id>/` (what a run wrote). App, worker, children and command line use it at the same time.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for name in ("objects", "runs", "uploads"):
+        for name in ("objects", "admitted", "runs", "uploads"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         self.engine = _engine(self.root / "theodolite.db")
         _migrate(self.engine, self.root)
@@ -123,6 +124,14 @@ class Store:
         if not path.is_file():
             raise DataError(f"The stored file {sha256[:12]}… is no longer in the workspace; upload it again.")
         return path
+
+    def admitted(self, sha256: str) -> Path:
+        """Return where the copy of a checkpoint lies that analyses read, or would lie; ValueError for no hash."""
+        return self.root / "admitted" / self._object(sha256).name
+
+    def admitted_bytes(self) -> int:
+        """Sum up the copies of checkpoints."""
+        return sum(_size(each) for each in (self.root / "admitted").glob("*/*"))
 
     def file(self, sha256: str) -> StoredFile | None:
         """Return what is known of a stored file."""
@@ -257,6 +266,13 @@ def _sync_folder(folder: Path) -> None:
 def _plain_name(name: str) -> str:
     last = re.split(r"[/\\]", name.strip())[-1]
     return "".join(each if each.isprintable() else "�" for each in last)[:255] or "unnamed"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _remove_if_older(path: Path, before: float) -> bool:

@@ -43,7 +43,7 @@ class UploadError(ProbeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Bound what may be taken in: bytes of one file, and of all files of the workspace together."""
+    """Bound what may be taken in: bytes of one file, and of all files and copies of the workspace together."""
 
     file: int = 20 * GB
     total: int = 200 * GB
@@ -181,7 +181,8 @@ class Uploads:
         open_parts = [each for each in self._declared() if each["id"] != but]
         if len(open_parts) >= OPEN_PARTS:
             raise UploadError(413, f"{len(open_parts)} uploads are unfinished: finish or cancel some of them first.")
-        used = sum(each.bytes for each in self.store.files()) + sum(each["bytes"] for each in open_parts)
+        kept = sum(each.bytes for each in self.store.files()) + self.store.admitted_bytes()
+        used = kept + sum(each["bytes"] for each in open_parts)
         if used + size > self.limits.total:
             raise UploadError(
                 413, f"{name} has {words(size)}, but only {words(max(0, self.limits.total - used))} are left."

@@ -21,7 +21,7 @@ from typing import Any
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from probes.errors import ProbeError
-from workspace import process, queue, runs
+from workspace import admission, process, queue, runs
 from workspace.jobs import HEARTBEAT
 from workspace.lane import Lane
 from workspace.store import Store, open_store
@@ -186,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         process.kill_marked(process.mark_of(store.root))  # what a worker before this one may have left
         runs.resume(store)
         store.sweep()
+        admission.sweep(store)
         worker = Worker(store, given.device, given.tasks)
     except (ProbeError, ValueError) as error:
         print(error, file=sys.stderr)
