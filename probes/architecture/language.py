@@ -74,14 +74,14 @@ def _find_llama(shapes: Shapes, facts: Mapping[str, Any]) -> Candidate | None:
     layers = len({name.split(".")[1] for name in shapes if re.match(r"layers\.\d+\.", name)})
     arguments = {
         "vocabulary": tokens[0], "context": _context(said, table), "layers": layers, "heads": heads,
-        "kv_heads": max(keys[0] * heads // width, 1), "width": width, "hidden": inner[0],
+        "kv_width": keys[0], "width": width, "hidden": inner[0],
         "tied": "output.weight" not in shapes or "output.weight" in facts.get("tied", {}),
         "norm_eps": _number(said, "norm_eps", 1e-5), "theta": _number(said, "rope_theta", 10_000.0),
         "tables": next((name for name in ("freqs_cos", "rope.freqs") if name in shapes), ""),
     }  # fmt: skip
     reasons = (
         f"It has the names of llama2.c: {layers} blocks of width {width}, {inner[0]} inside, {tokens[0]} tokens"
-        f"{'' if arguments['kv_heads'] == heads else ', fewer heads for keys and values than for queries'}.",
+        f"{'' if keys[0] == width else ', fewer heads for keys and values than for queries'}.",
         why,
     )
     return Candidate(ModelSpec("catalogue", "small_llama", arguments), _name_llama(arguments), reasons, choices)
@@ -114,8 +114,8 @@ def _number(said: Mapping[str, Any], name: str, default: float) -> float:
 
 def _name_llama(arguments: Mapping[str, Any]) -> str:
     layers, heads, width = (arguments[name] for name in ("layers", "heads", "width"))
-    fewer = arguments.get("kv_heads", heads) != heads
-    keys = f" ({arguments['kv_heads']} for keys and values)" if fewer else ""
+    shared = arguments.get("kv_width", width) * heads // max(width, 1)
+    keys = f" ({shared} for keys and values)" if shared != heads else ""
     tied = ", tied" if arguments.get("tied", True) else ""
     return f"Small Llama, {layers} layers, {heads} heads{keys}, width {width}{tied}"
 
@@ -150,7 +150,7 @@ LANGUAGE = (
             "context": "longest sequence",
             "layers": "blocks",
             "heads": "attention heads; shapes do not show them",
-            "kv_heads": "heads of keys and values",
+            "kv_width": "size of keys and values: less than the embedding's where heads share them",
             "width": "embedding size",
             "hidden": "size inside the feed-forward layers",
             "tied": "the last layer is the token embedding",

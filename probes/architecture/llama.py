@@ -89,7 +89,7 @@ class SmallLlama(nn.Module):
         context: int,
         layers: int,
         heads: int,
-        kv_heads: int,
+        kv_width: int,
         width: int,
         hidden: int,
         tied: bool = True,
@@ -99,8 +99,9 @@ class SmallLlama(nn.Module):
     ) -> None:
         super().__init__()
         size = width // heads
-        if width % heads or heads % kv_heads or size % 2:
-            raise ValueError(f"width {width} cannot be cut into {heads} heads that share {kv_heads} of keys and values")
+        kv_heads = kv_width // size
+        if width % heads or size % 2 or kv_width % size or not kv_heads or heads % kv_heads:
+            raise ValueError(f"width {width} cannot be cut into {heads} heads with keys and values of width {kv_width}")
         self.tok_embeddings = nn.Embedding(vocabulary, width)
         nn.init.normal_(self.tok_embeddings.weight, std=0.02)
         self.layers = nn.ModuleList([Block(width, heads, kv_heads, hidden, norm_eps) for _ in range(layers)])
