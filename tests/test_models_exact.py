@@ -105,7 +105,7 @@ def test_unknown_tensors_are_said_to_be_unknown(tmp_path: Path) -> None:
 
 
 def test_every_family_says_what_its_arguments_are(tmp_path: Path) -> None:
-    small = [SmallGPT(5, 4, 1, 1, 8), SmallLlama(5, 4, 1, 1, 1, 8, 4)]
+    small = [SmallGPT(5, 4, 1, 1, 8), SmallLlama(5, 4, 1, 1, 8, 8, 4)]
     modules = [LeNet5(), CifarResNet(20, width=2), *small, nn.Sequential(nn.Linear(2, 2))]
     found = [recognise(saved(module, tmp_path)).spec for module in modules]
     assert {spec.name for spec in found} == set(FAMILIES)

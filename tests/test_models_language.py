@@ -104,24 +104,17 @@ def logits(module: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 def test_a_llama_gives_the_logits_of_transformers(kv_heads: int, tied: bool, tmp_path: Path) -> None:
     module, tensors = llama(kv_heads, tied)
     said = {"dim": 32, "n_heads": 4, "n_kv_heads": kv_heads, "max_seq_len": 16, "norm_eps": 1e-5, "multiple_of": 8}
-    torch.save(
-        {"model": {f"_orig_mod.{key}": each for key, each in tensors.items()}, "model_args": said}, tmp_path / "x"
-    )
+    compiled = {f"_orig_mod.{key}": each for key, each in tensors.items()}
+    torch.save({"model": compiled, "model_args": said}, tmp_path / "x")
     checkpoint = read_checkpoint(tmp_path / "x")
     found = recognise(checkpoint)
     tokens = torch.randint(13, (3, 16))
     with torch.no_grad():
         assert torch.allclose(load_model(found.spec, checkpoint)(tokens), logits(module, tokens), atol=2e-5)
-    wanted = {
-        "vocabulary": 13,
-        "context": 16,
-        "layers": 2,
-        "heads": 4,
-        "kv_heads": kv_heads,
-        "hidden": 40,
-        "tied": tied,
-    }
+    wanted = {"vocabulary": 13, "context": 16, "layers": 2, "heads": 4, "kv_width": 8 * kv_heads, "hidden": 40}
     assert {key: found.spec.arguments[key] for key in wanted} == wanted
+    assert found.spec.arguments["tied"] is tied
+    assert found.title.startswith(f"Small Llama, 2 layers, 4 heads{'' if kv_heads == 4 else f' ({kv_heads} for'}")
     assert "heads" not in found.choices
 
 
@@ -147,7 +140,7 @@ def test_tables_of_angles_that_older_files_keep_show_the_heads(table: str, tmp_p
     torch.save({**tensors, **kept}, tmp_path / "x")
     checkpoint = read_checkpoint(tmp_path / "x")
     found = recognise(checkpoint)
-    assert (found.spec.arguments["heads"], found.spec.arguments["kv_heads"]) == (4, 2)
+    assert (found.spec.arguments["heads"], found.spec.arguments["kv_width"]) == (4, 16)
     tokens = torch.randint(13, (2, 7))
     with torch.no_grad():
         assert torch.allclose(load_model(found.spec, checkpoint)(tokens), logits(module, tokens), atol=2e-5)
@@ -160,7 +153,7 @@ def test_heads_of_a_llama_are_a_choice_where_nothing_shows_them(tmp_path: Path) 
     found = recognise(checkpoint)
     assert 4 in found.choices["heads"]
     assert all(32 % heads == 0 and 16 % (32 // heads) == 0 for heads in found.choices["heads"])  # 16: width of the keys
-    arguments = {**found.spec.arguments, "heads": 4, "kv_heads": 2}
+    arguments = {**found.spec.arguments, "heads": 4}
     tokens = torch.randint(13, (2, 7))
     with torch.no_grad():
         chosen = load_model(ModelSpec("catalogue", "small_llama", arguments), checkpoint)
@@ -170,7 +163,7 @@ def test_heads_of_a_llama_are_a_choice_where_nothing_shows_them(tmp_path: Path) 
 def test_a_llama_has_second_derivatives_and_refuses_sequences_beyond_its_context() -> None:
     from probes.strict import strict
 
-    sizes = {"vocabulary": 7, "context": 5, "layers": 1, "heads": 2, "kv_heads": 1, "width": 8, "hidden": 6}
+    sizes = {"vocabulary": 7, "context": 5, "layers": 1, "heads": 2, "kv_width": 4, "width": 8, "hidden": 6}
     module = build(ModelSpec("catalogue", "small_llama", sizes)).double()
     weight = module.layers[0].attention.wq.weight
     with strict(module):
@@ -182,8 +175,8 @@ def test_a_llama_has_second_derivatives_and_refuses_sequences_beyond_its_context
         module(torch.zeros(1, 6, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("sizes", [{"heads": 3}, {"heads": 4, "kv_heads": 3}, {"theta": -1.0}, {"norm_eps": 1e300}])
+@pytest.mark.parametrize("sizes", [{"heads": 3}, {"heads": 4, "kv_width": 3}, {"theta": -1.0}, {"norm_eps": 1e300}])
 def test_absurd_llamas_are_refused(sizes: dict[str, float]) -> None:
-    usual = {"vocabulary": 7, "context": 5, "layers": 1, "heads": 2, "kv_heads": 1, "width": 8, "hidden": 6}
+    usual = {"vocabulary": 7, "context": 5, "layers": 1, "heads": 2, "kv_width": 4, "width": 8, "hidden": 6}
     with pytest.raises(ModelError):
         build(ModelSpec("catalogue", "small_llama", {**usual, **sizes}))
