@@ -78,7 +78,7 @@ def answer(read: Reader, path: Path) -> str:
 def refusal(read: Reader, path: Path, megabytes: int = 48, seconds: float = 3) -> str:
     """Return the words in which a file is refused; it must cost little memory and time."""
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         words = answer(read, path)
         peak = tracemalloc.get_traced_memory()[1]
@@ -86,5 +86,5 @@ def refusal(read: Reader, path: Path, megabytes: int = 48, seconds: float = 3) -
         tracemalloc.stop()
     assert words, "it was not refused"
     assert peak < megabytes * 10**6, f"{peak:,} bytes were taken"
-    assert time.perf_counter() - started < seconds
+    assert time.process_time() - started < seconds
     return words

@@ -170,9 +170,9 @@ def test_a_large_file_is_described_at_once(tmp_path: Path) -> None:
     path.write_bytes(content)
     with path.open("r+b") as file:
         file.truncate(-(-len(content) // 32) * 32 + count * 1024 * 640 * 4)  # 5 GB, sparse
-    started = time.perf_counter()
+    started = time.process_time()
     contents = read_gguf(path, "x", LIMITS)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert len(contents.value) == count
     assert contents.value["t1999"].read().sum() == 0
 
@@ -208,7 +208,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "long list of numbers": (header(0, 1, text(b"k") + struct.pack("<IIQ", 9, 12, 4_000_000) + bytes(64)), "bytes"),
     "list of what": (header(0, 1, text(b"k") + struct.pack("<IIQ", 9, 55, 2) + bytes(64)), "type 55"),
     "deep list": (header(0, 1, text(b"k") + struct.pack("<I", 9) + 2000 * struct.pack("<IQ", 9, 1)), "depth"),
-    "list of lists": (header(0, 1, text(b"k") + struct.pack("<IIQ", 9, 9, 4_000_000) + bytes(4_000_000)), "header"),
+    "list of lists": (header(0, 1, text(b"k") + struct.pack("<IIQ", 9, 9, 4_000_000) + bytes(400_000)), "header"),
     "alignment 3": (alignment("<II", 4, 3), "alignment"),
     "alignment 0": (alignment("<II", 4, 0), "alignment"),
     "alignment of petabytes": (alignment("<IQ", 10, 2**50), "ends at byte"),
