@@ -6,9 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from probes.checkpoint import read_checkpoint
@@ -19,6 +22,15 @@ from probes.formats.folders import read_folder
 
 CONFIG = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "n_embd": 4, "vocab_size": 5}
 NAMES = ("transformer.wte.weight", "transformer.h.0.ln_1.weight", "transformer.h.1.ln_1.weight")
+
+SMALL = (
+    "config.json", "adapter_config.json", "trainer_state.json", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+WORDS = (
+    "weight_map", "architectures", "model_type", "n_layer", "auto_map", "peft_type", "lora_alpha", "alpha_pattern",
+    "target_modules", "log_history", "epoch", "eval_loss", "global_step", "quantization_config", *NAMES,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -156,3 +168,27 @@ def test_pickles_of_a_training_alone_are_no_checkpoint(folder: Path) -> None:
 def test_quantized_weights_are_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": {"bits": 4}}))
     assert "quantized" in refusal(folder)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=8), inner),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=st.sampled_from(SMALL), value=JSON)
+def test_any_json_is_read_or_refused(file: str, value: Any, folder: Path) -> None:
+    (folder / file).write_text(json.dumps(value))
+    plain, adapter = folder / "model.safetensors", folder / "adapter_model.safetensors"
+    plain.rename(adapter) if file == "adapter_config.json" else None
+    try:
+        contents = open_contents(folder, "gpt")
+        assert json.dumps(dict(contents.facts))
+        assert all(json.loads(text) is not None for text in contents.texts.values())
+    except RefusedCheckpoint as error:
+        assert "\n" not in str(error)
+    finally:
+        (folder / file).write_text(json.dumps(CONFIG)) if file == "config.json" else (folder / file).unlink()
+        adapter.rename(plain) if adapter.exists() else None
