@@ -24,11 +24,13 @@ VERDICTS = {"agrees": st.success, "differs": st.error, "at chance": st.error}
 def choose_loss(id: str, bench: Bench) -> LossName:
     """Draw the choice of the loss; return the one in use."""
     now = bench.loss or usual_loss(bench.data)
+    own = now == "operator" or (bench.model is not None and bench.model.source == "operator")
+    losses = (*LOSSES, "operator") if own else LOSSES
     key = key_for("bench-loss", now)
     st.selectbox(
         "Loss",
-        LOSSES,
-        index=LOSSES.index(now),
+        losses,
+        index=losses.index(now),
         key=key,
         format_func=lambda each: LOSS_TITLES[each],
         on_change=lambda: benches.put(id, loss=st.session_state[key]),

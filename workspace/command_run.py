@@ -14,6 +14,7 @@ from typing import Any
 
 from analyzers import catalogue
 from analyzers._base import Analyzer, Quiet, Result, write_atomically
+from probes.architecture import naming
 from probes.checkpoint import Checkpoint, read_checkpoint
 from probes.data import Batches, context_of, read_batches
 from probes.errors import DataError, ModelError, ObjectiveError, ProbeError
@@ -106,6 +107,9 @@ def check_device(device: str) -> None:
 
 def model_of(text: str, checkpoint: Checkpoint, say: Say) -> ModelSpec:
     """Turn NAME, TEXT, FOLDER, or nothing, into a ModelSpec; say what was recognised."""
+    by_name = naming.named(text, {name: info.shape for name, info in checkpoint.tensors.items()})
+    if by_name is not None:
+        return by_name
     if _exists(text):
         return ModelSpec("hugging_face", folder=text) if Path(text).is_dir() else _in_file(Path(text))
     named = NAME.fullmatch(text)
@@ -188,6 +192,7 @@ def duration(seconds: float) -> str:
 def _batches(chosen: argparse.Namespace, model: ModelSpec, checkpoint: Checkpoint, say: Say) -> Batches:
     data = DataSpec(
         files=tuple(chosen.data),
+        format="operator" if naming.is_module(chosen.data) else "auto",
         mean=_numbers("--mean", chosen.mean),
         std=_numbers("--std", chosen.std),
         examples=chosen.examples,

@@ -29,6 +29,17 @@ def likely(shapes: Shapes, facts: Mapping[str, Any]) -> Iterator[Candidate]:
             yield _candidate(index, entry, shapes, said(facts))
 
 
+def sized(name: str, shapes: Shapes) -> ModelSpec:
+    """Return the model of this name with the sizes that the tensors show, or its usual ones if it is not indexed."""
+    index = read_index()
+    for entry in index.entries:
+        if name in entry.names:
+            found = _candidate(index, entry, shapes, (_bare(name),)).spec
+            variant = {"variant": name} if "variant" in found.arguments else {}
+            return ModelSpec("library", name, {**found.arguments, **variant})
+    return ModelSpec("library", name)
+
+
 def absent(shapes: Shapes) -> str:
     """Say that the nearest model is of a library that is not installed; "" when it is installed, or nothing is near."""
     (entry, share), *_ = nearest(read_index(), shapes, 1)
