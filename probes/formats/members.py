@@ -15,12 +15,11 @@ from typing import IO
 from probes.errors import RefusedCheckpoint
 from probes.formats.contents import Limits, printable
 from probes.formats.tars import Entry, entries_of, is_tar
-from probes.formats.zips import plain_members
+from probes.formats.zips import check_count, plain_members
 
 _SPARE_BYTES = 64 * 2**20
 _PIECE = 2**20
 _BLOCK = 512
-_TAIL = 65_557 + 76  # the longest end of a zip, with the larger one before it
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 Pieces = Callable[[Entry], Iterator[bytes]]
 
@@ -149,19 +148,3 @@ def _zip_kind(info: zipfile.ZipInfo) -> str:
     if stat.S_ISLNK(mode):
         return "link"
     return "file" if stat.S_IFMT(mode) in (0, stat.S_IFREG) else "device"
-
-
-def check_count(file: IO[bytes], name: str, limits: Limits) -> None:
-    """Count the records of a zip before `zipfile` makes an object of each: hostile ones have millions."""
-    size = file.seek(0, 2)
-    file.seek(max(0, size - _TAIL))
-    tail = file.read()
-    end, larger = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
-    listed = int.from_bytes(tail[end + 12 : end + 16], "little") if end >= 0 else 0
-    if listed == 0xFFFFFFFF and larger >= 0:
-        listed = int.from_bytes(tail[larger + 40 : larger + 48], "little")
-    file.seek(max(0, size - len(tail) - min(listed, 200 * limits.members)))
-    count = file.read().count(b"PK\x01\x02")
-    if listed > 200 * limits.members or count > limits.members:
-        raise RefusedCheckpoint(f"{name} lists more than {limits.members:,} records. Pack the weights alone.")
-    file.seek(0)
