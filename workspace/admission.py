@@ -25,12 +25,12 @@ SPARE_BYTES = 256 * 2**20  # that stay free on the disk
 _PREFIX = ".tmp-"
 
 
-def _silent(share: float, doing: str) -> None:
+def silent(share: float, doing: str) -> None:
     """Tell nobody."""
 
 
 def examine(
-    path: Path, name: str, *, weights: str = "", full: bool | None = None, tick: Tick = _silent
+    path: Path, name: str, *, weights: str = "", full: bool | None = None, tick: Tick = silent
 ) -> dict[str, Any]:
     """Say what a file or folder holds, found in a throw-away process; raise RefusedCheckpoint.
 
@@ -43,7 +43,7 @@ def examine(
         return carry_out(Order(path, name, Path(home), weights=weights, full=full), size_of(path), tick)
 
 
-def admit(store: Store, sha256: str, tick: Tick = _silent) -> Path:
+def admit(store: Store, sha256: str, tick: Tick = silent) -> Path:
     """Return the folder of the admitted copy of a stored file, made now if there is none that is whole.
 
     Raises RefusedCheckpoint for what cannot be read, DataError when the file is no longer stored. Two at once are
@@ -57,7 +57,7 @@ def admit(store: Store, sha256: str, tick: Tick = _silent) -> Path:
     return folder
 
 
-def read(store: Store, sha256: str, weights: str = "", tick: Tick = _silent) -> Checkpoint:
+def read(store: Store, sha256: str, weights: str = "", tick: Tick = silent) -> Checkpoint:
     """Return a stored checkpoint, admitted if need be; a copy that has rotted is made anew from the upload."""
     kept = store.file(sha256)
     name = kept.name if kept else ""
@@ -68,7 +68,7 @@ def read(store: Store, sha256: str, weights: str = "", tick: Tick = _silent) -> 
         return read_admitted(admit(store, sha256, tick), weights, name=name)
 
 
-def admit_file(path: Path, name: str, folder: Path, *, sha256: str = "", tick: Tick = _silent) -> None:
+def admit_file(path: Path, name: str, folder: Path, *, sha256: str = "", tick: Tick = silent) -> None:
     """Make the admitted copy of a file or folder at `folder`, where none that is whole may be; raise RefusedCheckpoint.
 
     sha256: what the file must hash to.

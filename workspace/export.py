@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from probes.errors import ProbeError
+from workspace.references import files_of, reference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,7 @@ ImageFormat = Literal["png", "svg", "pdf"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FORMULA_STARTS = tuple("=+-@\t\r\0＝＋－＠")
+STORED = re.compile(r"[0-9a-f]{64}")
 PLOT_CONFIG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "scale": 2}}
 
 
@@ -105,7 +107,9 @@ def snippet_of(payload: Mapping[str, Any], names: Mapping[str, str]) -> str:
     payload: of the job (analyzer, options, checkpoints, model, data, loss); names: sha256 -> the name that the
     file was uploaded under. Everything that came from outside stands in the script as a Python literal.
     """
-    files = sorted({*payload["checkpoints"], *payload["data"]["files"], payload["model"].get("folder", "")} - {""})
+    named = [sha for text in payload["checkpoints"] for sha in files_of(reference(text))]
+    named += [*payload["data"]["files"], payload["model"].get("folder", "")]
+    files = sorted({each for each in named if STORED.fullmatch(each)})  # the rest are modules and paths of the server
     rows = "\n".join(f"    {sha!r}: Path({as_filename(names.get(sha, sha))!r})," for sha in files)
     return SNIPPET.format(
         analyzer=payload["analyzer"],
@@ -128,9 +132,11 @@ from pathlib import Path
 from analyzers._base import Quiet
 from analyzers.{analyzer} import {name}
 from probes.checkpoint import hash_file, read_checkpoint
-from probes.data import context_of, read_batches
+from probes.data import read_batches
 from probes.objective import build_objective
 from probes.specs import DataSpec, ModelSpec
+from workspace.opened import joined, own_of
+from workspace.references import reference
 
 # The files of the run by the sha256 that they had; put in where yours are.
 FILES = {{
@@ -143,11 +149,13 @@ for sha256, path in FILES.items():
 
 model = {model}
 data = {data}
-model["folder"] = str(FILES.get(model.get("folder"), ""))
-data["files"] = [str(FILES[sha256]) for sha256 in data["files"]]
-checkpoints = tuple(read_checkpoint(FILES[sha256]) for sha256 in {checkpoints})
-spec, shapes = ModelSpec.from_json(model), {{name: info.shape for name, info in checkpoints[0].tensors.items()}}
-batches = read_batches(DataSpec.from_json(data), own_context=context_of(spec, shapes))
+model["folder"] = str(FILES.get(model.get("folder", ""), model.get("folder", "")))
+data["files"] = [str(FILES.get(each, each)) for each in data["files"]]
+read = lambda sha256, weights: read_checkpoint(FILES[sha256], sha256=sha256, weights=weights)
+checkpoints = tuple(joined(reference(text), read) for text in {checkpoints})
+spec = ModelSpec.from_json(model)
+own = own_of(spec, checkpoints[0])
+batches = read_batches(DataSpec.from_json(data), {{}}, own.context, own.tokenizer, own.vocabulary, own.classes)
 objective = build_objective(spec, checkpoints[0], batches, {loss}, dtype={dtype})
 result = {name}(**{options}).run(objective, checkpoints, Quiet())
 print(result.values)

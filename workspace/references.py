@@ -28,3 +28,8 @@ def reference(text: str) -> Reference:
     own, plus, base = text.partition("+")
     sha256, _, weights = own.partition(":")
     return Reference(sha256, weights, reference(base) if plus else None)
+
+
+def files_of(meant: Reference) -> list[str]:
+    """List the hashes of the files that a reference needs."""
+    return [meant.sha256, *(files_of(meant.base) if meant.base else [])]

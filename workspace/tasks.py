@@ -1,7 +1,7 @@
 """What the child can be asked to do. Only the child imports this: it imports torch.
 
-A task is given its payload, the store, its own folder and a tick; it writes result.json last, atomically. Files are
-named by their sha256 in payloads.
+A task is given its payload, the store, its own folder and a tick; it writes result.json last, atomically. In payloads
+checkpoints are named by references, all other files by their sha256. Of a checkpoint only the admitted copy is read.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from typing import Any
 
 from analyzers import catalogue
 from analyzers._base import Tick, write_atomically
-from probes.checkpoint import Checkpoint, read_checkpoint
+from probes.admitted import read_provenance
+from probes.checkpoint import Checkpoint
 from probes.cross_check import cross_check
-from probes.data import context_of, preview, read_batches
-from probes.errors import DataError
+from probes.data import preview, read_batches
+from probes.errors import DataError, ModelError
 from probes.gate import judge
 from probes.models import compare, recognise, title_of
 from probes.objective import Objective, build_objective
 from probes.specs import DataSpec, ModelSpec
-from workspace import example
+from workspace import admission, example
+from workspace.examination import Tick as Report
 from workspace.export import as_filename, image_of
 from workspace.folders import zip_of
 from workspace.jobs import Jobs
+from workspace.opened import joined, own_of
+from workspace.references import Reference, reference
 from workspace.requests import analysis, figures_of, payload_of, result_of
 from workspace.store import Store
 from workspace.task import Task
@@ -38,10 +42,13 @@ TOKENIZERS = ("auto", "bytes", "characters")
 
 
 def _inspect(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
-    tick(0.1, "reading the file")
-    checkpoint = _checkpoint(payload["file"], store)
+    tick(0.05, "opening the file in a process of its own")
+    checkpoint = _checkpoint(payload["file"], store, lambda share, doing: tick(0.05 + 0.55 * share, doing))
     tick(0.6, "looking for the architecture")
-    _write(folder, {**checkpoint.describe(), "recognition": recognise(checkpoint).to_json()})
+    about = read_provenance(store.admitted(reference(payload["file"]).sha256))
+    more = {"verdict": "warning" if checkpoint.doubts else "ok", "isolation": about["isolation"], "when": about["when"]}
+    found = _by_hash(recognise(checkpoint).to_json(), checkpoint, reference(payload["file"]))
+    _write(folder, {**checkpoint.describe(), **more, "recognition": found})
 
 
 def _compare(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
@@ -54,7 +61,9 @@ def _compare(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
 def _preview(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
     tick(0.1, "reading the data")
     spec, names = _data(payload, store)
-    _write(folder, preview(spec, names=names))
+    model = _model(payload, store) if "model" in payload else ModelSpec("text")
+    own = own_of(model, _checkpoint(payload["checkpoint"], store)) if "checkpoint" in payload else None
+    _write(folder, preview(spec, names=names, own=own))
 
 
 def _gate(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
@@ -130,17 +139,32 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 )
 
 
-def _checkpoint(sha256: str, store: Store) -> Checkpoint:
-    return read_checkpoint(store.path_of(sha256), name=_name(sha256, store), sha256=sha256)
+def _checkpoint(text: str, store: Store, tick: Report = admission.silent) -> Checkpoint:
+    return joined(reference(text), lambda sha256, weights: admission.read(store, sha256, weights, tick))
+
+
+def _by_hash(found: dict[str, Any], checkpoint: Checkpoint, meant: Reference) -> dict[str, Any]:
+    """Name a folder that was recognised by its sha256, not by a path of this machine: that of the base, if any."""
+    while meant.base:
+        meant = meant.base
+    if found["spec"] and found["spec"]["folder"] == str(checkpoint.path):
+        found["spec"]["folder"] = meant.sha256
+    return found
 
 
 def _model(payload: Payload, store: Store) -> ModelSpec:
     spec = ModelSpec.from_json(payload["model"])
-    return replace(spec, folder=str(store.path_of(spec.folder))) if spec.folder else spec
+    if spec.source != "hugging_face":
+        return spec
+    if not _is_sha256(spec.folder):
+        raise ModelError("The Hugging Face folder of this model is not in the workspace; choose it again.")
+    return replace(spec, folder=str(admission.admit(store, spec.folder)))
 
 
 def _data(payload: Payload, store: Store) -> tuple[DataSpec, dict[str, str]]:
     spec = DataSpec.from_json(payload["data"])
+    if spec.format == "operator":  # the name of a module, no file
+        return spec, {}
     if not _is_sha256(spec.tokenizer) and spec.tokenizer not in TOKENIZERS:
         raise DataError(f"There is no tokenizer {spec.tokenizer!r}; choose {', '.join(TOKENIZERS)} or upload one.")
     paths = {sha256: str(store.path_of(sha256)) for sha256 in (*spec.files, spec.tokenizer) if _is_sha256(sha256)}
@@ -152,9 +176,10 @@ def _data(payload: Payload, store: Store) -> tuple[DataSpec, dict[str, str]]:
 def _objective(payload: Payload, checkpoint: Checkpoint, store: Store) -> Objective:
     model = _model(payload, store)
     spec, names = _data(payload, store)
-    context = context_of(model, {name: info.shape for name, info in checkpoint.tensors.items()})
+    own = own_of(model, checkpoint)
+    batches = read_batches(spec, names, own.context, own.tokenizer, own.vocabulary, own.classes)
     dtype = payload.get("options", {}).get("dtype", "float32")
-    return build_objective(model, checkpoint, read_batches(spec, names, context), payload["loss"], dtype=dtype)
+    return build_objective(model, checkpoint, batches, payload["loss"], dtype=dtype)
 
 
 def _name(sha256: str, store: Store) -> str:
