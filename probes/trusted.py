@@ -13,6 +13,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 VARIABLE = "THEODOLITE_TRUSTED"
 SUFFIXES = (".pt", ".pth", ".pt2", ".ts", ".bin", ".ckpt", ".th", ".tar", ".pkl")
 _MOST = 1000
+_MOST_SEEN = 100_000
 _WORKSPACE = "theodolite.db"
 _STORED = re.compile(r"[0-9a-f]{64}")
 _USUAL = ("model_ema", "ema", "model", "net", "network", "module")
@@ -46,8 +48,8 @@ def is_trusted(path: Path) -> bool:
 
 def listed() -> tuple[Path, ...]:
     """List the files of the trusted folders that may hold a model, a thousand at most; nothing is opened."""
-    found = (path for folder in _folders() for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
-    return tuple(path for path, _ in zip(filter(is_trusted, found), range(_MOST), strict=False))
+    named = (path for path in _files() if path.suffix.lower() in SUFFIXES and is_trusted(path))
+    return tuple(islice(named, _MOST))
 
 
 def load_trusted(path: Path, sha256: str = "") -> nn.Module:
@@ -84,6 +86,18 @@ def _folders() -> Iterator[Path]:
         folder = Path(entry).expanduser()
         if folder.is_dir():
             yield folder.resolve()
+
+
+def _files() -> Iterator[Path]:
+    """Yield the files below the trusted folders in order, until many have been seen."""
+    seen = 0
+    for folder in _folders():
+        for place, folders, names in os.walk(folder):
+            folders.sort()
+            seen += len(names)
+            if seen > _MOST_SEEN:
+                return
+            yield from (Path(place, name) for name in sorted(names))
 
 
 def _opened(path: Path) -> nn.Module:
