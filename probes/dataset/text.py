@@ -24,7 +24,7 @@ from probes.errors import DataError
 from probes.specs import DataSpec
 
 MAX_TEXT_BYTES = 2**26
-MAX_LINES = 2**22
+MAX_LINES = 2**20
 SHOWN = 12
 
 Line = tuple[int, Mapping[str, Any]]
