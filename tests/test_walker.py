@@ -239,11 +239,15 @@ def test_bytes_behind_the_end_of_the_pickle_are_refused() -> None:
         read_pickle(io.BytesIO(b"\x80\x02" + b"]" * 50 + b"a" * 49), "x")
 
 
-def test_cycles_and_repeated_lists_are_no_trap(tmp_path: Path) -> None:
+def test_repeated_lists_and_modules_that_contain_themselves_are_no_trap(tmp_path: Path) -> None:
     bomb: list[Any] = []
     for _ in range(60):
         bomb = [bomb, bomb]
+    torch.save({"model": {"w": torch.ones(1)}, "bomb": bomb}, tmp_path / "x")
+    del bomb
+    assert list(read_checkpoint(tmp_path / "x").tensors) == ["w"]
     module = nn.Sequential(nn.Linear(2, 2))
     module._modules["self"] = module
-    torch.save({"model": {"w": torch.ones(1)}, "bomb": bomb, "net": module}, tmp_path / "x")
-    assert list(read_checkpoint(tmp_path / "x").tensors) == ["w"]
+    torch.save({"net": module}, tmp_path / "x")
+    with pytest.raises(RefusedCheckpoint, match="no named tensors"):
+        read_checkpoint(tmp_path / "x")

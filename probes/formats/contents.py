@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -111,13 +111,18 @@ class Contents:
     path: Path
     format: str
     bytes: int
-    value: Any
+    value: Any = field(repr=False)  # a pickle may hold a list of lists that would fill the memory as text
     metadata: Mapping[str, Any] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     texts: Texts = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     verify: Callable[[], None] = nothing
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Say whether a value from a file is a finite number that a float and JSON can hold; True and False are none."""
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**63)
 
 
 def printable(text: str, most: int = 120) -> str:

@@ -11,7 +11,7 @@ from probes.formats.foreign import refuse_foreign, refuse_zip
 from probes.formats.safe import read_safetensors
 from probes.formats.torch_legacy import read_legacy, read_tar
 from probes.formats.torch_zip import read_torch_zip
-from probes.formats.zips import check_directory
+from probes.formats.zips import DAMAGE, check_count, check_directory
 
 _HEAD = 2048
 _PICKLE_STARTS = (b"(", b"c", b"]", b"}", b"I", b"S", b"V", b"i")
@@ -29,6 +29,8 @@ def open_contents(path: Path, name: str, limits: Limits | None = None, scratch: 
         return _folder(path, name, limits) if path.is_dir() else _file(path, name, limits, scratch)
     except OSError as error:
         raise RefusedCheckpoint(f"{name} cannot be read from the disk: {error.strerror or error}.") from None
+    except MemoryError:
+        raise RefusedCheckpoint(f"{name} does not fit into this machine's memory.") from None
 
 
 def _folder(path: Path, name: str, limits: Limits) -> Contents:
@@ -78,19 +80,20 @@ def _file(path: Path, name: str, limits: Limits, scratch: Path | None) -> Conten
 def _zip(path: Path, name: str, limits: Limits, scratch: Path | None) -> Contents:
     from probes.formats.archives import is_folder_archive
     from probes.formats.npz import is_npz, read_npz_checkpoint
+    from probes.formats.programs import is_program, read_program
 
     try:
+        with path.open("rb") as file:
+            check_count(file, name, limits)
         with zipfile.ZipFile(path) as archive:
             check_directory(archive, name, limits)
             names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, OverflowError) as error:
+    except DAMAGE as error:
         reason = printable(" ".join(str(error).split()))
         raise RefusedCheckpoint(
             f"{name} is a damaged or truncated zip archive ({reason}). Copy it again from its source."
         ) from None
-    if _is_program(names):
-        from probes.formats.programs import read_program
-
+    if is_program(names):
         return read_program(path, name, limits)
     if is_npz(names):
         return read_npz_checkpoint(path, name, limits)
@@ -100,12 +103,6 @@ def _zip(path: Path, name: str, limits: Limits, scratch: Path | None) -> Content
         return _unpacked(path, name, limits, scratch)
     refuse_zip(names, name)
     raise AssertionError("refuse_zip always raises")
-
-
-def _is_program(names: list[str]) -> bool:
-    """Say whether a zip is TorchScript's or torch.export's, which hold a program beside the tensors."""
-    last = {each.split("/")[-1] for each in names}
-    return "constants.pkl" in last or "archive_format" in last or any("/code/" in each for each in names)
 
 
 def _tar(path: Path, name: str, limits: Limits, scratch: Path | None) -> Contents:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from probes.errors import RefusedCheckpoint
-from probes.formats.contents import Contents, Limits, Record, Stored, printable
+from probes.formats.contents import Contents, Limits, Record, Stored, is_number, printable
 from probes.formats.modules import kinds_of, text_of
 from probes.formats.numbers import number_in
 from probes.formats.optimizers import is_optimizer, moments_of, optimizer_in, words_of
-from probes.formats.sets import Weights, sets_in
+from probes.formats.sets import Weights, as_dict, sets_in
 
 _EPOCHS = ("epoch", "epochs", "current_epoch", "epoch_num")
 _STEPS = ("step", "global_step", "iteration", "iter", "iter_num", "iters", "num_updates")
@@ -51,7 +51,7 @@ def find(contents: Contents, name: str, weights: str = "", limits: Limits | None
 
     weights: the set that is meant, where it is not the usual one.
     """
-    value = contents.value
+    value = as_dict(contents.value)
     plain = "hugging_face" in contents.facts or "gguf" in contents.facts
     lightning = isinstance(value, dict) and "pytorch-lightning_version" in value
     found = sets_in(value, lightning, plain)
@@ -154,7 +154,7 @@ def _is_lora(chosen: Weights) -> bool:
 
 def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
     for key, each in value.items():
-        if _named(key) and type(each) in (int, float) and math.isfinite(each):
+        if _named(key) and is_number(each):
             yield key, each
 
 
@@ -188,9 +188,13 @@ def _arguments(held: Any) -> dict[str, Any]:
     held = held[-1] if isinstance(held, tuple) and held else held
     pairs = held.items() if isinstance(held, dict) else ()
     plain = {key: each for key, each in pairs if _named(key) and isinstance(each, str | int | float | bool | None)}
-    finite = {key: each for key, each in plain.items() if not isinstance(each, float) or math.isfinite(each)}
+    finite = {key: each for key, each in plain.items() if not isinstance(each, int | float) or _is_told(each)}
     short = {key: printable(each, 200) if isinstance(each, str) else each for key, each in finite.items()}
     return dict(list(short.items())[:_MOST_ARGUMENTS])
+
+
+def _is_told(value: float) -> bool:
+    return isinstance(value, bool) or is_number(value)
 
 
 def _stated(metadata: Mapping[str, Any]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from probes.formats.contents import Record, Stored, printable
+from probes.formats.contents import Record, Stored, is_number, printable
 
 _DEPTH = 60
 _MOST_MODULES = 20_000
+_LONGEST_PREFIX = 2_000
+_MOST_ITEMS = 16
 _MOST_LAYERS = 2_000
 _PACKAGE = "torch.nn.modules."
 # What the constructors of torch.nn's layers are told, as far as it changes what they compute.
@@ -55,16 +57,20 @@ def is_module(value: Any) -> bool:
 
 
 def state_of(module: Record) -> dict[str, Stored]:
-    """Return the state dict of a module: parameters and persistent buffers by their dotted names."""
+    """Return the state dict of a module: parameters and persistent buffers by their dotted names.
+
+    Returns {} for one of more parts than any has, as when it contains itself.
+    """
     found: dict[str, Stored] = {}
     stack: list[tuple[str, Record, int]] = [("", module, 0)]
     visits = 0
-    while stack and visits < _MOST_MODULES:  # a pickle may hold modules that contain themselves
+    while stack:
         prefix, each, depth = stack.pop()
         visits += 1
+        if visits > _MOST_MODULES or depth > _DEPTH or len(prefix) > _LONGEST_PREFIX:
+            return {}
         found.update(_own(each, prefix))
-        if depth < _DEPTH:
-            stack += [(f"{prefix}{key}.", child, depth + 1) for key, child in reversed(list(_children(each)))]
+        stack += [(f"{prefix}{key}.", child, depth + 1) for key, child in reversed(list(_children(each)))]
     return found
 
 
@@ -133,7 +139,8 @@ def _layer(kind: str, state: Mapping[str, Any], told: tuple[str, ...]) -> str:
     return f"{kind}({', '.join(given)})"
 
 
-def _literal(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return "(" + "".join(f"{_literal(each)}, " for each in value).rstrip() + ")"
-    return repr(value) if isinstance(value, bool | int | float | str) else "0"
+def _literal(value: Any, depth: int = 0) -> str:
+    if isinstance(value, tuple | list) and len(value) <= _MOST_ITEMS and depth < 3:
+        return "(" + "".join(f"{_literal(each, depth + 1)}, " for each in value).rstrip() + ")"
+    short = isinstance(value, str) and len(value) <= 40 and value.isprintable()
+    return repr(value) if isinstance(value, bool) or is_number(value) or short else "0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from probes.formats.contents import Stored
+from probes.formats.contents import Stored, is_number
 
 KEYS = ("optimizer", "optimizer_state", "optimizer_state_dict", "optim", "optimizers", "optimizer_states", "opt")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum", "acc_delta")
@@ -29,7 +29,7 @@ def words_of(optimizer: Mapping[str, Any]) -> str:
     group, state = _group(optimizer), _state(optimizer)
     keys = {key for each in state.values() if isinstance(each, dict) for key in each}
     rate = group.get("lr")
-    rate_words = f", learning rate {rate:g}" if type(rate) in (int, float) else ""
+    rate_words = f", learning rate {rate:g}" if is_number(rate) else ""
     return _kind(keys, group) + rate_words + ("" if state else " (no state yet)")
 
 
@@ -98,6 +98,6 @@ def _kind(keys: set[Any], group: Mapping[str, Any]) -> str:
         return "Adagrad"
     momentum = group.get("momentum")
     if "momentum_buffer" in keys or momentum:
-        told = type(momentum) in (int, float) and momentum
+        told = is_number(momentum) and momentum
         return f"SGD with momentum {momentum:g}" if told else "SGD with momentum"
     return "SGD" if "momentum" in group else "an optimizer that is not known"

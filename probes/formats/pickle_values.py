@@ -66,6 +66,8 @@ def tensor_of(storage: Storage, dtype: str, offset: int, shape: tuple[int, ...],
     reach = sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
     if numel and (offset + reach >= items or numel > items):
         raise ValueError(f"a tensor of shape {shape} that does not lie within its {items} stored elements")
+    if math.prod(max(count, 1) for count in shape) >= _LARGEST:
+        raise ValueError(f"a tensor of the shape {shape}, which no machine holds")
     if storage.start % item:
         raise ValueError("a view that begins inside of an element")
     first = storage.start // item + offset

@@ -33,7 +33,7 @@ def read_safetensors(path: Path, name: str, limits: Limits, *, start: int = 0, l
             raise RefusedCheckpoint(
                 f"{name} is cut short: its header claims {count:,} bytes of {size:,}. Copy it again."
             )
-        header = _header(file.read(count), name)
+        header = _header(file.read(count), name, limits)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(each, str) for each in metadata.values()):
         raise RefusedCheckpoint(f"{name} is a damaged safetensors file: its metadata are no texts. Copy it again.")
@@ -45,7 +45,12 @@ def read_safetensors(path: Path, name: str, limits: Limits, *, start: int = 0, l
     return Contents(path, "safetensors", size, value, metadata)
 
 
-def _header(content: bytes, name: str) -> dict[str, Any]:
+def _header(content: bytes, name: str, limits: Limits) -> dict[str, Any]:
+    most = 8 * limits.tensors + 10_000  # of objects and lists: a tensor has three, and JSON makes 60 bytes of two
+    if content.count(b"{") + content.count(b"[") > most or content.count(b",") > 3 * most:
+        raise RefusedCheckpoint(
+            f"{name} has a safetensors header of more parts than {limits.tensors:,} tensors have; no more are read."
+        )
     try:
         header = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -105,7 +110,7 @@ def _tensor(path: Path, name: str, key: str, about: Mapping[str, Any], data: int
             "dimensions are read."
         )
     first, last = about["data_offsets"]
-    if math.prod(counts) * ITEM_BYTES[dtype] != last - first:
+    if math.prod(counts) * ITEM_BYTES[dtype] != last - first or math.prod(max(each, 1) for each in counts) >= _LARGEST:
         raise RefusedCheckpoint(
             f"{name} is a damaged safetensors file: the tensor {printable(key, 60)} of shape {list(counts)[:8]} has "
             f"{last - first:,} bytes. Copy it again."

@@ -61,6 +61,14 @@ def sets_in(value: Any, lightning: bool, plain: bool) -> list[Weights]:
     return sorted(found, key=_rank)
 
 
+def as_dict(value: Any) -> Any:
+    """Return an object of a class made from dict as the dict that it holds; every other value as it is."""
+    if not isinstance(value, Record) or not value.items:
+        return value
+    pairs = all(isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in value.items)
+    return dict(value.items) if pairs else value
+
+
 def _rank(weights: Weights) -> tuple[bool, int, int]:
     last = weights.route[-1] if weights.route else ""
     known = WRAPPERS.index(last) if last in WRAPPERS else len(WRAPPERS)
@@ -90,7 +98,8 @@ def _held(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 def _inner(route: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     held = value.state if isinstance(value, Record) and isinstance(value.state, dict) else value
-    for key, inner in held.items() if isinstance(held, dict) else ():
+    for key, found in held.items() if isinstance(held, dict) else ():
+        inner = as_dict(found)
         if (
             isinstance(key, str)
             and isinstance(inner, dict | Record)

@@ -11,7 +11,16 @@ from probes.errors import RefusedCheckpoint
 from probes.formats.contents import ITEM_BYTES, Contents, Limits, Span, printable
 from probes.formats.pickles import read_pickle
 from probes.formats.raw import swapped
-from probes.formats.zips import Member, check_directory, check_sum, checked_span, open_window, plain_members
+from probes.formats.zips import (
+    DAMAGE,
+    Member,
+    check_count,
+    check_directory,
+    check_sum,
+    checked_span,
+    open_window,
+    plain_members,
+)
 
 _NEWEST = 10  # torch has written 3 for years; TorchScript goes up to 10
 
@@ -47,27 +56,21 @@ def read_torch_zip(path: Path, name: str, limits: Limits, *, start: int = 0, len
     """Read what `torch.save` wrote, in a file of its own or in a stretch of one; raise RefusedCheckpoint."""
     size = path.stat().st_size - start if length is None else length
     try:
+        with open_window(path, start, size) as file:
+            check_count(file, name, limits)
         with open_window(path, start, size) as file, zipfile.ZipFile(file) as archive:
             check_directory(archive, name, limits)
             stem = _stem(archive, name)
             members = plain_members(archive, file, size, name, start)
             _refuse_newer(archive, stem, name)
-            records = Records(path, name, members, stem, _is_big(archive, stem))
+            records = Records(path, name, members, stem, _is_big(archive, stem, name))
             pickle = members[f"{stem}data.pkl"]
             _check_index(pickle, path, name, limits)
             with open_window(path, pickle.start, pickle.bytes) as stream:
                 walk = read_pickle(stream, name, records, most=limits.index)
                 if stream.read(1):
                     raise RefusedCheckpoint(f"{name} hides bytes behind the end of its pickle. It is not opened.")
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        EOFError,
-        OSError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+    except DAMAGE as error:
         reason = printable(" ".join(str(error).split()))
         raise RefusedCheckpoint(
             f"{name} is a damaged or truncated zip archive ({reason}). Copy it again from its source."
@@ -115,8 +118,11 @@ def _refuse_newer(archive: zipfile.ZipFile, stem: str, name: str) -> None:
         )
 
 
-def _is_big(archive: zipfile.ZipFile, stem: str) -> bool:
-    return _small(archive, f"{stem}byteorder") == "big"
+def _is_big(archive: zipfile.ZipFile, stem: str, name: str) -> bool:
+    order = _small(archive, f"{stem}byteorder")
+    if order not in ("", "little", "big"):
+        raise RefusedCheckpoint(f"{name} has numbers in the byte order {printable(order, 20)}. Save it again.")
+    return order == "big"
 
 
 def _small(archive: zipfile.ZipFile, record: str) -> str:

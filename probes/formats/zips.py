@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -15,9 +17,18 @@ from probes.errors import RefusedCheckpoint
 from probes.formats.contents import Limits, Span, printable
 from probes.formats.raw import span_of
 
+# What Python's own reader of zips may raise for a damaged one.
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, OSError, ValueError, OverflowError,
+    IndexError, KeyError, MemoryError, RuntimeError,
+)  # fmt: skip
 _PIECE = 2**20
 _BUFFER = 4096  # headers lie far apart
 _LOCAL = struct.Struct("<4s2x2H4x3I2H")
+_END, _WIDE_END = b"PK\x05\x06", b"PK\x06\x06"
+_END_BYTES, _WIDE_BYTES, _COMMENT_BYTES = 22, 76, 65_536  # the wide end comes with its locator
+_GAP_BYTES = 64  # a writer may put the sizes behind a record; more between records is hidden
+_NAME_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -93,11 +104,12 @@ def plain_members(
         header = file.read(_LOCAL.size)
         if len(header) < _LOCAL.size:
             raise RefusedCheckpoint(f"{name} is a damaged zip archive: a header lies behind its end. Copy it again.")
-        magic, flags, method, crc, packed, _, name_bytes, extra = _LOCAL.unpack(header)
+        magic, flags, method, crc, packed, plain, name_bytes, extra = _LOCAL.unpack(header)
         first = info.header_offset + _LOCAL.size + name_bytes + extra
         said = file.read(name_bytes).decode("utf-8" if flags & 0x800 else "cp437", "replace")
         streamed = bool(flags & 8)
-        same = streamed or (crc == info.CRC and packed in (info.compress_size, 0xFFFFFFFF))
+        sizes = packed in (info.compress_size, 0xFFFFFFFF) and plain in (info.file_size, 0xFFFFFFFF)
+        same = streamed or (crc == info.CRC and sizes)
         agrees = magic == b"PK\x03\x04" and said == info.orig_filename and same and method == info.compress_type
         if not agrees or info.header_offset < end or first + info.compress_size > length:
             shown = printable(info.filename, 60)
@@ -105,9 +117,38 @@ def plain_members(
                 f"{name} is a damaged zip archive: the record {shown} overlaps another, or is not what the directory "
                 "says. Copy it again."
             )
+        if info.header_offset > end + _GAP_BYTES:
+            raise RefusedCheckpoint(
+                f"{name} hides {info.header_offset - end:,} bytes between the records of its archive. Save it again."
+            )
         end = first + info.compress_size
         members[info.filename] = Member(info.filename, start + first, info.file_size, info.CRC)
     return members
+
+
+def check_count(file: IO[bytes], name: str, limits: Limits) -> None:
+    """Refuse an archive of more records than are read, before anything is made of each, or with bytes behind its end.
+
+    What is no zip archive at all is left to be said by who opens it.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _END_BYTES - _WIDE_BYTES - _COMMENT_BYTES))
+    tail = file.read()
+    at = tail.rfind(_END)
+    if at < 0 or len(tail) < at + _END_BYTES:
+        return
+    length, _, comment = struct.unpack_from("<2IH", tail, at + 12)
+    if at >= _WIDE_BYTES and tail.startswith(_WIDE_END, at - _WIDE_BYTES):
+        (length,) = struct.unpack_from("<Q", tail, at - _WIDE_BYTES + 40)
+        at -= _WIDE_BYTES
+    if length > limits.index:
+        raise RefusedCheckpoint(f"{name} has a directory of {length:,} bytes; at most {limits.index:,} are read.")
+    file.seek(max(0, size - len(tail) + at - length))
+    count = file.read(length).count(b"PK\x01\x02")
+    if count > limits.members:
+        raise RefusedCheckpoint(f"{name} has {count:,} records; at most {limits.members:,} are read.")
+    if tail.rfind(_END) + _END_BYTES + comment != len(tail):
+        raise RefusedCheckpoint(f"{name} has bytes behind the end of its zip archive. Copy it again from its source.")
 
 
 def check_directory(archive: zipfile.ZipFile, name: str, limits: Limits) -> None:
@@ -118,7 +159,7 @@ def check_directory(archive: zipfile.ZipFile, name: str, limits: Limits) -> None
     if any(info.flag_bits & 1 for info in records):
         raise RefusedCheckpoint(f"{name} is an encrypted zip archive: unpack it with its password first.")
     names = [info.filename for info in records]
-    if len({each.casefold() for each in names}) != len(names):
+    if len({unicodedata.normalize("NFC", each).casefold() for each in names}) != len(names):
         raise RefusedCheckpoint(
             f"{name} is a zip with doubled records: which one counts cannot be told. Save it again."
         )
@@ -126,8 +167,13 @@ def check_directory(archive: zipfile.ZipFile, name: str, limits: Limits) -> None
         parts = each.replace("\\", "/").split("/")
         if each.startswith(("/", "\\")) or ".." in parts or "\0" in info.orig_filename or "\\" in each:
             raise RefusedCheckpoint(f"{name} has the record {printable(each, 60)}, which leads out of its folder.")
-        if (info.external_attr >> 28) == 0xA:
-            raise RefusedCheckpoint(f"{name} has the link {printable(each, 60)}. Zip the plain files again.")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise RefusedCheckpoint(f"{name} has the link or device {printable(each, 60)}. Zip the plain files again.")
+        if not each.isprintable() or len(each) > _NAME_BYTES:
+            raise RefusedCheckpoint(
+                f"{name} has a record whose name cannot be printed, or has {len(each):,} characters "
+                f"({printable(each, 40)}). Save it again."
+            )
 
 
 def check_sum(path: Path, member: Member, name: str) -> None:
