@@ -12,7 +12,7 @@ MOST_FILES = 200_000
 
 
 def zip_of(folder: Path, target: Path) -> None:
-    """Write the files below `folder` (no links, nothing hidden) into the zip `target`, uncompressed.
+    """Write the files below `folder` (no links, nothing hidden but a .metadata) into the zip `target`, uncompressed.
 
     Raises ProbeError when the folder is empty or holds more than 200 000 files.
     """
@@ -31,5 +31,5 @@ def zip_of(folder: Path, target: Path) -> None:
 
 
 def _wanted(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    hidden = any(part.startswith(".") and part != ".metadata" for part in path.relative_to(folder).parts)
     return not hidden and not path.is_symlink() and path.is_file()

@@ -35,7 +35,8 @@ _DAMAGE = (
 def is_program(names: Iterable[str]) -> bool:
     """Say whether a zip with these records holds a program beside the tensors."""
     held = list(names)
-    script = any(each.partition("/")[2] == "constants.pkl" or "/code/" in each for each in held)
+    inner = {each.partition("/")[2] for each in held}
+    script = "constants.pkl" in inner or ("data.pkl" in inner and any(each.startswith("code/") for each in inner))
     return script or is_exported(held)
 
 
