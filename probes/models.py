@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from probes.architecture.family import Candidate, Family
 from probes.architecture.mismatch import Mismatch
 from probes.architecture.titles import title_of
 from probes.checkpoint import Checkpoint
-from probes.errors import ModelError
+from probes.errors import ModelError, RefusedCheckpoint
 from probes.specs import ModelSpec
 
 __all__ = ["FAMILIES", "Family", "Mismatch", "Nearby", "Recognition", "build", "compare", "load_model"]
@@ -25,7 +25,7 @@ __all__ += ["recognise", "title_of"]
 _ADVICE = "Paste the model as Sequential(...) or the text of print(model), or bring its Hugging Face folder."
 MAXIMUM_PARAMETERS = 2_000_000_000
 _COUNTER = "num_batches_tracked"
-_OWN_CODE = ("operator", "trusted")
+_TELLING = ("hugging_face", "operator", "trusted")  # why they cannot be built is worth telling
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,19 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
     """
     from probes.architecture.candidates import candidates, missing_library, proposed
 
-    if "hugging_face" in checkpoint.facts:
-        return _recognise_folder(checkpoint)
     tried, failed = _try(candidates(checkpoint), checkpoint)
     if all(mismatch for _, mismatch in tried):
         tried += _try(proposed(checkpoint), checkpoint)[0]
     exact = next((pair for pair in tried if not pair[1]), None)
     rest = sorted((pair for pair in tried if pair is not exact), key=lambda pair: len(pair[1]))
+    if exact is None and "hugging_face" in checkpoint.facts:
+        return _unfit_folder(checkpoint, rest, failed)
     if exact is None:
         return _unknown(checkpoint, rest, [*failed, *missing_library(checkpoint)])
     candidate, mismatch = exact
     reasons = (*candidate.reasons, mismatch.sentence(), *failed)
-    return Recognition(candidate.spec, candidate.title, reasons, candidate.choices, runner_up=_next(rest))
+    spec = _stored(candidate.spec, checkpoint)
+    return Recognition(spec, candidate.title, reasons, candidate.choices, runner_up=_next(rest))
 
 
 def build(spec: ModelSpec) -> nn.Module:
@@ -131,18 +132,21 @@ def _as_named(spec: ModelSpec, checkpoint: Checkpoint) -> Checkpoint:
     return fit_names(checkpoint, Path(spec.folder))
 
 
-def _recognise_folder(checkpoint: Checkpoint) -> Recognition:
+def _stored(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
+    """Name a folder that is stored by its hash, as specs do, and not by a path of this machine."""
+    # A stored file, or the copy that was made of it, lies under its hash.
+    stored = checkpoint.sha256 in (checkpoint.path.name, checkpoint.path.parent.name)
+    return replace(spec, folder=checkpoint.sha256) if stored and spec.source == "hugging_face" else spec
+
+
+def _unfit_folder(checkpoint: Checkpoint, tried: list[tuple[Candidate, Mismatch]], failed: list[str]) -> Recognition:
+    """Say why the model that config.json names cannot be used; its weights can be analysed without one."""
     about = checkpoint.facts["hugging_face"]
     title = about["architecture"] or about["model_type"]
-    # A stored file, or the copy that was made of it, lies under its hash, and specs name stored files by it.
-    stored = checkpoint.sha256 in (checkpoint.path.name, checkpoint.path.parent.name)
-    spec = ModelSpec("hugging_face", folder=checkpoint.sha256 if stored else str(checkpoint.path))
-    named = f"config.json names the architecture {title}."
-    try:
-        mismatch = compare(ModelSpec("hugging_face", folder=str(checkpoint.path)), checkpoint)
-    except ModelError as error:  # its weights can be analysed without a model
-        return Recognition(None, title, (named, str(error)))
-    return Recognition(None if mismatch else spec, title, (named, mismatch.sentence()), mismatch=mismatch or None)
+    pair = next((pair for pair in tried if pair[0].spec.source == "hugging_face"), None)
+    said = [pair[1].sentence()] if pair else []
+    reasons = (f"config.json names the architecture {title}.", *said, *failed)
+    return Recognition(None, title, reasons, mismatch=pair[1] if pair else None)
 
 
 def _unknown(checkpoint: Checkpoint, tried: list[tuple[Candidate, Mismatch]], more: list[str]) -> Recognition:
@@ -156,14 +160,14 @@ def _unknown(checkpoint: Checkpoint, tried: list[tuple[Candidate, Mismatch]], mo
 
 
 def _try(found: Iterable[Candidate], checkpoint: Checkpoint) -> tuple[list[tuple[Candidate, Mismatch]], list[str]]:
-    """Compare with each; return those that can be built, and why one that the operator brings cannot."""
+    """Compare with each; return those that can be built, and why one that is not made up from the shapes cannot."""
     tried: list[tuple[Candidate, Mismatch]] = []
     failed: list[str] = []
     for candidate in found:
         try:
             tried.append((candidate, compare(candidate.spec, checkpoint)))
-        except ModelError as error:  # names in the file (of a method, say), or the operator's own code
-            failed += [str(error)] if candidate.spec.source in _OWN_CODE else []
+        except (ModelError, RefusedCheckpoint) as error:  # names in the file, a configuration, the operator's own code
+            failed += [str(error)] if candidate.spec.source in _TELLING else []
     return tried, failed
 
 
