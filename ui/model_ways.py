@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from ui.text import as_text, size
 
 LISTS = {"mlp": ("widths", "names"), "lenet": ("channels", "kernels", "paddings", "pools", "widths", "names")}
 WORDS = {"true": True, "yes": True, "false": False, "no": False}
+FRACTION = re.compile(r"-?\d+(\.\d*)?(e[+-]?\d{1,2})?")
 EXAMPLE_TEXT = "Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2), Flatten(), Linear(5408, 10))"
 
 
@@ -141,4 +143,6 @@ def _read(text: str, many: bool) -> Any:
     word = text.strip()
     if word.lower() in WORDS:
         return WORDS[word.lower()]
-    return int(word) if word.lstrip("-").isdecimal() else word
+    if word.lstrip("-").isdecimal():
+        return int(word)
+    return float(word) if FRACTION.fullmatch(word) else word
