@@ -1,9 +1,7 @@
 """The command line: in process where a fake analyzer will do, as a process of its own on the real files."""
 
 import json
-import os
-import subprocess
-import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from analyzers import catalogue
 from analyzers._base import Analyzer, Result, option
-from probes.errors import ModelError
 from probes.models import build
 from probes.specs import ModelSpec
 from workspace import command_line, command_run
@@ -100,6 +97,37 @@ def test_run_writes_everything_and_the_numbers_are_those_of_plain_torch(fake, be
     said = capsys.readouterr()
     assert "Loss: Cross-entropy (by the targets)." in said.err and "Gate: " in said.err
     assert "Caveat: mind this." in said.err and "loss: " in said.out and "%" in said.err
+
+
+def test_a_set_of_weights_is_run_from_a_copy_that_goes(fake, bench, monkeypatch):
+    folder, module, x, y = bench
+    average = {key: each / 2 for key, each in module.state_dict().items()}
+    torch.save({"model": module.state_dict(), "ema": average}, folder / "c.pt")
+    (folder / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "tmp"))
+    assert main(arguments(folder, "--weights", "ema")) == 0
+    module.load_state_dict(average)
+    expected = nn.functional.cross_entropy(module(x), y).detach()
+    assert result_of(folder)["values"]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert result_of(folder)["card"]["names"] == ["c.pt (ema)"] and list((folder / "tmp").iterdir()) == []
+    assert main(arguments(folder, "--weights", "gone")) == 2 and list((folder / "tmp").iterdir()) == []
+
+
+def test_an_adapter_is_run_on_its_base(fake, bench):
+    folder, module, x, y = bench
+    lora = {"0.lora_A.weight": torch.ones(2, 4), "0.lora_B.weight": torch.ones(5, 2)}
+    (folder / "lora").mkdir()
+    named = {f"base_model.model.{key}": each for key, each in lora.items()}
+    save_file(named, folder / "lora" / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["0"]}
+    (folder / "lora" / "adapter_config.json").write_text(json.dumps(about))
+    base = arguments(folder, "--base", str(folder / "c.pt"))
+    base[3] = str(folder / "lora")
+    assert main(base) == 0
+    with torch.no_grad():
+        module[0].weight += 3 * lora["0.lora_B.weight"] @ lora["0.lora_A.weight"]
+    expected = nn.functional.cross_entropy(module(x), y).detach()
+    assert result_of(folder)["values"]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_an_untrained_model_is_in_the_caveats(fake, bench, capsys):
@@ -251,125 +279,3 @@ def test_a_long_text_is_no_path(fake, bench):
     base[7] = text
     torch.save({f"{key.replace('2.', '202.')}": value for key, value in bench[1].state_dict().items()}, folder / "c.pt")
     assert main(base) == 0
-
-
-def test_arguments_of_a_named_model_are_checked():
-    known = {"heads": 2, "tied": True, "activation": "gelu", "names": ["a"]}
-    assert command_run._told("heads=4,tied=false,activation=relu", known) == {
-        "heads": 4,
-        "tied": False,
-        "activation": "relu",
-    }
-    for text, message in (("heads=two", "whole number"), ("tied=3", "true or false"), ("names=b", "no argument")):
-        with pytest.raises(ModelError, match=message):
-            command_run._told(text, known)
-
-
-def test_inspect_says_what_a_file_is(bench, capsys):
-    folder, *_ = bench
-    assert main(["inspect", str(folder / "c.pt")]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("c.pt: ") and "4 tensors (4 float32), 43 parameters" in said and "epoch 7" in said
-    assert main(["inspect", "--json", str(folder / "c.pt"), str(folder / "c.pt")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and json.loads(lines[0])["parameters"] == 43 and "recognition" in json.loads(lines[1])
-
-
-def test_inspect_refuses_each_bad_file_and_still_reads_the_good_one(bench, capsys):
-    folder, *_ = bench
-    (folder / "bad\x1b[2J.pt").write_bytes(b"hello")
-    files = ["bad\x1b[2J.pt", "c.pt", "gone.pt"]
-    assert main(["inspect", *(str(folder / each) for each in files)]) == 2
-    said = capsys.readouterr()
-    assert len(said.err.splitlines()) == 2 and "\x1b" not in said.err and "\\x1b" in said.err
-    assert "gone.pt" in said.err and said.out.startswith("c.pt: ")
-
-
-def test_hostile_names_inside_a_file_are_shown_not_obeyed(tmp_path, capsys):
-    torch.save({"0.weight\n\x1b[31m": torch.zeros(2, 2)}, tmp_path / "h.pt")
-    main(["inspect", str(tmp_path / "h.pt")])
-    said = capsys.readouterr()
-    assert "\x1b" not in said.out + said.err
-
-
-def test_list_names_every_analyzer_and_option(capsys):
-    assert main(["list"]) == 0
-    said = capsys.readouterr().out
-    assert main(["list", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["analyzer"] for each in rows] == list(catalogue())
-    for name, analyzer in catalogue().items():
-        assert f"{name}: {analyzer.title}" in said
-        assert all(f"    {each.name}=" in said for each in analyzer.options())
-
-
-def test_a_line_of_progress_in_a_terminal_is_cleared(capsys):
-    with command_run.Progress(terminal=True) as progress:
-        progress(0.5, "halfway", 61.0)
-    said = capsys.readouterr().err
-    assert said.startswith("\r 50 %  halfway  (1 min 01 s left)") and said.endswith("\r")
-    assert command_run.duration(7265) == "2 h 01 min"
-
-
-def command(*parts, cwd=ROOT):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "workspace", *map(str, parts)]
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def test_list_is_quick_because_it_imports_no_torch():
-    code = "import sys; from workspace.command_line import main; main(['list']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
-
-
-def test_a_process_refuses_with_status_2(tmp_path):
-    (tmp_path / "x.pt").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
-    done = command("inspect", tmp_path / "x.pt")
-    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
-    assert "x.pt" in done.stderr
-    assert command().returncode == 2
-
-
-def test_the_real_mnist_cnn_gives_a_spectrum(real, tmp_path):
-    done = command(
-        "run", "hessian_spectrum", "--checkpoint", real / "mnist-cnn/run1/epoch-200.pt",
-        "--data", real / "mnist/t10k-labels-idx1-ubyte.gz", "--data", real / "mnist/t10k-images-idx3-ubyte.gz",
-        "--model", "Sequential(Conv2d(1,32,3), ReLU(), MaxPool2d(2), Conv2d(32,64,3), ReLU(), MaxPool2d(2), "
-        "Flatten(), Linear(1600,10))", "--examples", "200", "--device", "cpu", "--out", tmp_path / "out",
-        "--set", "top=3", "--set", "bottom=0", "--set", "probes=1", "--set", "steps=4", "--set", "trace_probes=2",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    values = result["values"]
-    assert values["accuracy"] >= 0.98 and values["examples"] == 200
-    assert values["eigenvalues"] == sorted(values["eigenvalues"], reverse=True) and values["eigenvalues"][0] > 0
-    assert len(values["eigenvalue_residuals"]) >= len(values["eigenvalues"])
-    assert len(values["eigenvalues"]) == 3 and max(values["eigenvalue_residuals"]) < 1e-3 * values["eigenvalues"][0]
-    for name in ("eigenvalues_min", "trace", "trace_stderr", "frobenius_norm", "loss"):
-        assert name in values
-    assert list((tmp_path / "out" / "figures").glob("*.html")) and list((tmp_path / "out" / "tables").glob("*.csv"))
-
-
-def test_the_real_resnet_is_recognised_and_gives_a_spectrum(real, tmp_path):
-    folder = real / "cifar10-resnet20"
-    done = command(
-        "run", "hessian_spectrum", "--checkpoint", folder / "resnet20-12fca82f.th", "--model", "resnet20",
-        "--data", folder / "cifar10-train-1000.npz", "--mean", "0.485", "0.456", "0.406",
-        "--std", "0.229", "0.224", "0.225", "--examples", "24", "--shuffle", "1", "--out", tmp_path / "out",
-        "--set", "top=1", "--set", "bottom=0", "--set", "probes=1", "--set", "steps=2", "--set", "trace_probes=2",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["card"]["parameters"] == 269_722
-    assert result["values"]["accuracy"] == 1 and result["values"]["examples"] == 24
-    assert len(result["values"]["eigenvalues"]) == 1 and result["values"]["eigenvalues"][0] > 0
-
-
-def test_the_example_is_queued_once(tmp_path):
-    from workspace.jobs import Jobs
-    from workspace.store import Store
-
-    for _ in range(2):
-        assert main(["example", "--workspace", str(tmp_path / "w")]) == 0
-    jobs = Jobs(Store(tmp_path / "w")).list()
-    assert [(job.task, job.state) for job in jobs] == [("example", "waiting")]

@@ -17,6 +17,7 @@ from typing import Any
 from probes.admitted import DamagedCopy, read_admitted, read_provenance
 from probes.checkpoint import Checkpoint
 from probes.errors import RefusedCheckpoint
+from probes.formats.contents import printable
 from workspace import process
 from workspace.examination import Order, Tick, carry_out
 from workspace.store import Store
@@ -38,7 +39,7 @@ def examine(
     what `Checkpoint.describe` does, with "sha256" (None unless full), "checked" ("full", "structure") and "isolation".
     """
     if not path.exists():
-        raise RefusedCheckpoint(f"{name} does not exist. Check the path.")
+        raise RefusedCheckpoint(f"{printable(name)} does not exist. Check the path.")
     with tempfile.TemporaryDirectory(prefix="theodolite-", ignore_cleanup_errors=True) as home:
         return carry_out(Order(path, name, Path(home), weights=weights, full=full), size_of(path), tick)
 
@@ -76,7 +77,9 @@ def admit_file(path: Path, name: str, folder: Path, *, sha256: str = "", tick: T
     folder.parent.mkdir(parents=True, exist_ok=True)
     size = size_of(path)
     if size + SPARE_BYTES > shutil.disk_usage(folder.parent).free:
-        raise RefusedCheckpoint(f"The disk is too full for a copy of {name} ({size:,} bytes). Free some space first.")
+        raise RefusedCheckpoint(
+            f"The disk is too full for a copy of {printable(name)} ({size:,} bytes). Free some space first."
+        )
     with _home(folder.parent) as home:
         carry_out(Order(path, name, home, admit=True, sha256=sha256), size, tick)
         _seal(home / "new", name)

@@ -12,15 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, get_args
 
 from analyzers import catalogue
 from analyzers._base import Option
 from probes.errors import ProbeError
-from probes.specs import LOSSES
+from probes.specs import LOSSES, DataFormat
 
 REFUSED, OUR_MISTAKE, STOPPED = 2, 1, 130
-SHOWN_TENSORS = 12
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,9 +77,7 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m workspace", description="Theodolite without a browser.")
     parser.add_argument("--traceback", action="store_true", help="show where a mistake of ours happened")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
-    inspect.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    inspect.add_argument("--json", action="store_true", help="one JSON object a line for each file")
+    _add_inspect(commands.add_parser("inspect", help="say what checkpoints and data hold, and whether to trust them"))
     listing = commands.add_parser("list", help="list the analyzers and their options")
     listing.add_argument("--json", action="store_true")
     example = commands.add_parser("example", help="put the training of the example into the queue of a workspace")
@@ -89,10 +86,21 @@ def _parser() -> Parser:
     return parser
 
 
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
+    add = inspect.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="a file or folder")
+    add("--json", action="store_true", help="one JSON object a line for each file")
+    add("--full", action="store_true", help="check every value of files above 1 GiB too")
+    add("--weights", default="", metavar="SET", help="the set of weights that is meant, where there are several")
+    add("--base", type=Path, metavar="FILE", help="the checkpoint that a LoRA adapter belongs to")
+
+
 def _add_run(run: argparse.ArgumentParser) -> None:
     add = run.add_argument
     add("analyzer", metavar="ANALYZER")
     add("--checkpoint", action="append", required=True, type=Path, metavar="F", help="repeat it for several")
+    add("--weights", default="", metavar="SET", help="the set of weights that is meant, where there are several")
+    add("--base", type=Path, metavar="F", help="the checkpoint that LoRA adapters belong to")
     add("--model", default="", help="a name (resnet20, small_gpt:heads=2), a text (Sequential(...) or a file with "
         "print(model)) or a Hugging Face folder; recognised when left out")  # fmt: skip
     add("--data", action="append", required=True, metavar="D", help="a file or folder; an IDX pair is two of them")
@@ -101,6 +109,15 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     add("--shuffle", type=int, metavar="SEED", help="in an order by seed, not that of the file")
     add("--mean", nargs="+", default=[], metavar="M", help="for each channel, on the scale of 0 to 1")
     add("--std", nargs="+", default=[], metavar="S")
+    add("--format", choices=get_args(DataFormat)[:-1], default="auto", help="of the data, where it is not seen rightly")
+    add("--split", default="", help="of data that comes in several (default: the training one)")
+    add(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="C",
+        help="the model's classes in its order, to map the data's by name",
+    )
     add("--label", default="", help="the column or field that holds the target")
     add("--tokenizer", default="auto", help="auto, bytes, characters, or a tokenizer.json")
     add("--context", type=int, default=0, metavar="T", help="tokens in a sequence (default: the model's own)")
@@ -111,42 +128,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    from probes.checkpoint import read_checkpoint as read
-    from probes.models import recognise
+    from workspace.command_inspect import inspect
 
-    status = 0
-    for path in chosen.files:
-        try:
-            checkpoint = read(path)
-            about = {**checkpoint.describe(), "recognition": recognise(checkpoint).to_json()}
-        except (ProbeError, OSError) as error:
-            status = _refuse(
-                f"{path.name} cannot be read: {error.strerror}." if isinstance(error, OSError) else str(error)
-            )
-            continue
-        print(json.dumps(about, ensure_ascii=False) if chosen.json else "\n".join(map(plain, words_of(about))))
-    return status
-
-
-def words_of(about: Mapping[str, Any]) -> list[str]:
-    """Say what a checkpoint is: the lines that `inspect` prints."""
-    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in about["dtypes"].items())
-    said = [f"epoch {about['epoch']}"] if about["epoch"] is not None else []
-    said += [f"{name} {value:g}" for name, value in about["metrics"].items()]
-    said += [f"optimizer state: {about['optimizer']}"] if about["optimizer"] else []
-    shapes = [f"    {name} {tuple(shape)} {dtype}" for name, shape, dtype in about["shapes"][:SHOWN_TENSORS]]
-    more = len(about["shapes"]) - len(shapes)
-    found = about["recognition"]
-    return [
-        f"{about['name']}: {about['format']}, {about['bytes']:,} bytes, sha256 {about['sha256']}",
-        f"  {about['tensors']} tensors ({dtypes}), {about['parameters']:,} parameters",
-        *([f"  stored beside them: {', '.join(said)}"] if said else []),
-        *shapes,
-        *([f"    and {more} more"] if more > 0 else []),
-        f"  model: {found['title']}",
-        *(f"    {each}" for each in found["reasons"]),
-        *(f"  doubt: {each}" for each in about["doubts"]),
-    ]
+    return inspect(chosen, say, plain)
 
 
 def _list(chosen: argparse.Namespace) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,20 @@ from typing import Any
 from analyzers import catalogue
 from analyzers._base import Analyzer, Quiet, Result, write_atomically
 from probes.architecture import naming
-from probes.checkpoint import Checkpoint, read_checkpoint
-from probes.data import Batches, context_of, read_batches
-from probes.errors import DataError, ModelError, ObjectiveError, ProbeError
+from probes.checkpoint import Checkpoint
+from probes.data import Batches, read_batches
+from probes.errors import DataError, ObjectiveError, ProbeError
 from probes.gate import judge
-from probes.models import FAMILIES, recognise, title_of
 from probes.objective import Objective, build_objective
 from probes.specs import LOSS_TITLES, DataSpec, LossName, ModelSpec
+from workspace.command_copies import Copies
+from workspace.command_model import model_of
 from workspace.export import as_filename, csv_of, html_of
+from workspace.opened import own_of
 
 Say = Callable[[str], None]
 
 OWN = ("result.json", "arrays.npz", "figures", "tables")
-NAME = re.compile(r"(?P<name>[A-Za-z][\w-]*)(:(?P<arguments>[\w=.,-]+))?")
-RESNET = re.compile(r"resnet[-_]?(\d+)")
-SHORT_NAMES = {"gpt": "small_gpt", "nanogpt": "small_gpt", "resnet": "cifar_resnet"}
 SECONDS_BETWEEN_LINES = 2.0
 SHOWN = 10
 
@@ -39,8 +37,20 @@ def run(chosen: argparse.Namespace, say: Say) -> None:
     analyzer = analyzer_of(chosen.analyzer, chosen.set, chosen.micro_batch)
     check_folder(chosen.out)
     check_device(chosen.device)
-    checkpoints = tuple(read_checkpoint(path) for path in chosen.checkpoint)
-    model = model_of(chosen.model, checkpoints[0], say)
+    with Progress() as progress, Copies(progress) as copies:
+        result = _analysed(chosen, analyzer, copies, say)
+    write(result, chosen.out)
+    for each in result.caveats:
+        say(f"Caveat: {each}")
+    for name, value in result.values.items():
+        if isinstance(value, (int, float)) or (isinstance(value, list) and value):
+            print(f"{name}: {_shown(value)}")
+    say(f"Written to {chosen.out}.")
+
+
+def _analysed(chosen: argparse.Namespace, analyzer: Analyzer, copies: Copies, say: Say) -> Result:
+    checkpoints = tuple(copies.read(path, chosen.weights, chosen.base) for path in chosen.checkpoint)
+    model = model_of(chosen.model, checkpoints[0], say, copies.folder)
     batches = _batches(chosen, model, checkpoints[0], say)
     loss = chosen.loss or loss_of(batches)
     say(f"Loss: {LOSS_TITLES[loss]}{'' if chosen.loss else ' (by the targets)'}.")
@@ -50,14 +60,7 @@ def run(chosen: argparse.Namespace, say: Say) -> None:
     say(f"Gate: {gate.verdict}. {gate.sentence}")
     with Progress() as progress:
         result = analyzer.run(objective, checkpoints, progress)
-    result = replace(result, caveats=(*result.caveats, *gate.caveats))
-    write(result, chosen.out)
-    for each in result.caveats:
-        say(f"Caveat: {each}")
-    for name, value in result.values.items():
-        if isinstance(value, (int, float)) or (isinstance(value, list) and value):
-            print(f"{name}: {_shown(value)}")
-    say(f"Written to {chosen.out}.")
+    return replace(result, caveats=(*result.caveats, *gate.caveats))
 
 
 def _shown(value: Any) -> str:
@@ -105,30 +108,9 @@ def check_device(device: str) -> None:
         raise ObjectiveError("--device cuda: torch finds no GPU here. Use --device cpu, or see nvidia-smi.")
 
 
-def model_of(text: str, checkpoint: Checkpoint, say: Say) -> ModelSpec:
-    """Turn NAME, TEXT, FOLDER, or nothing, into a ModelSpec; say what was recognised."""
-    by_name = naming.named(text, {name: info.shape for name, info in checkpoint.tensors.items()})
-    if by_name is not None:
-        return by_name
-    if _exists(text):
-        return ModelSpec("hugging_face", folder=text) if Path(text).is_dir() else _in_file(Path(text))
-    named = NAME.fullmatch(text)
-    if text and not named:
-        if "(" not in text:
-            known = ", ".join(FAMILIES)
-            raise ModelError(f"--model {text!r} is no file, folder or name. Give {known}, or Sequential(...).")
-        return ModelSpec("text", text=text)
-    found = recognise(checkpoint)
-    if found.spec is None:
-        raise ModelError(f"{checkpoint.name}: {' '.join(found.reasons)} Give it with --model.")
-    spec = _named(named, found.spec, checkpoint) if named else found.spec
-    say(f"Model: {title_of(spec)}. {' '.join(found.reasons)}")
-    return spec
-
-
 def loss_of(batches: Batches) -> LossName:
     """Choose the loss by the targets: next tokens, classes, or values."""
-    if not batches.inputs.is_floating_point():
+    if not batches.inputs.is_floating_point() and batches.targets.ndim == 2:
         return "causal_lm"
     return "mse" if batches.targets.is_floating_point() else "cross_entropy"
 
@@ -192,7 +174,7 @@ def duration(seconds: float) -> str:
 def _batches(chosen: argparse.Namespace, model: ModelSpec, checkpoint: Checkpoint, say: Say) -> Batches:
     data = DataSpec(
         files=tuple(chosen.data),
-        format="operator" if naming.is_module(chosen.data) else "auto",
+        format="operator" if naming.is_module(chosen.data) else chosen.format,
         mean=_numbers("--mean", chosen.mean),
         std=_numbers("--std", chosen.std),
         examples=chosen.examples,
@@ -200,9 +182,11 @@ def _batches(chosen: argparse.Namespace, model: ModelSpec, checkpoint: Checkpoin
         label=chosen.label,
         tokenizer=chosen.tokenizer,
         context=chosen.context,
+        split=chosen.split,
+        classes=tuple(chosen.classes),
     )
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    batches = read_batches(data, own_context=context_of(model, shapes))
+    own = own_of(model, checkpoint)
+    batches = read_batches(data, {}, own.context, own.tokenizer, own.vocabulary, own.classes)
     total = batches.about["of"]
     order = "" if chosen.shuffle is None else f", in the order of seed {chosen.shuffle}"
     say(f"Data: {len(batches):,} of {total:,} examples of {', '.join(batches.about['source'])}{order}.")
@@ -230,57 +214,3 @@ def _numbers(option: str, texts: Sequence[str]) -> tuple[float, ...]:
         return tuple(float(part) for part in parts)
     except ValueError:
         raise DataError(f"{option} {' '.join(texts)}: give numbers, one for each channel.") from None
-
-
-def _exists(text: str) -> bool:
-    try:
-        return bool(text) and Path(text).exists()
-    except (OSError, ValueError):  # a text too long for a name, or with a NUL
-        return False
-
-
-def _in_file(path: Path) -> ModelSpec:
-    """Read a file with the text of a model; a zip is that of a Hugging Face folder."""
-    with path.open("rb") as file:
-        content = file.read(2**20)
-    if content.startswith(b"PK"):
-        return ModelSpec("hugging_face", folder=str(path))
-    try:
-        return ModelSpec("text", text=content.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ModelError(f"--model {path.name} is no text. Give the text of print(model) or Sequential(...).") from None
-
-
-def _named(named: re.Match[str], found: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
-    """Take the sizes that the checkpoint shows for the family that the user names, and arguments as told."""
-    name, depth = named["name"].lower(), RESNET.fullmatch(named["name"].lower())
-    family = "cifar_resnet" if depth else SHORT_NAMES.get(name, name)
-    if family not in FAMILIES:
-        raise ModelError(f"There is no model {named['name']!r}; the catalogue has {', '.join(FAMILIES)}.")
-    fits = found.name == family and (not depth or found.arguments.get("depth") == int(depth[1]))
-    if not fits:
-        raise ModelError(f"{checkpoint.name} does not fit --model {named['name']}: it is {title_of(found)}.")
-    told = _told(named["arguments"] or "", found.arguments)
-    return replace(found, arguments={**found.arguments, **told})
-
-
-def _told(text: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name not in known or not isinstance(known[name], (bool, int, str)):
-            allowed = ", ".join(key for key, each in known.items() if isinstance(each, (bool, int, str)))
-            raise ModelError(f"--model: {part!r} names no argument that can be set so; there are {allowed}.")
-        told[name] = _typed(name, value, known[name])
-    return told
-
-
-def _typed(name: str, value: str, like: bool | int | str) -> bool | int | str:
-    if isinstance(like, str):
-        return value
-    words = {"true": True, "false": False} if isinstance(like, bool) else {}
-    if value.lower() in words:
-        return words[value.lower()]
-    if isinstance(like, bool) or not value.isdecimal():
-        raise ModelError(f"--model: {name} is {value!r}; give {'true or false' if words else 'a whole number'}.")
-    return int(value)

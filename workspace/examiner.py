@@ -29,6 +29,7 @@ from workspace import process
 from workspace.isolation import ALL, Bounds, confine
 
 SECONDS_BETWEEN = 0.2  # at least, between two reports
+_TEXTS = ("config.json", "adapter_config.json")  # those by which a model is recognised; cleaned by their reader
 _last = 0.0
 
 
@@ -73,7 +74,8 @@ def _inspect(order: Mapping[str, Any], contents: Contents, limits: Limits) -> di
         doubts += doubts_of(_seen(found))
     described = _as_checkpoint(contents, found, name, doubts).describe()
     checked = "full" if full else "structure"
-    return {**admitted.plain(described), "sha256": sha256, "checked": checked, "texts": sorted(contents.texts)}
+    config = {file: text.decode("utf-8", "replace") for file, text in contents.texts.items() if file in _TEXTS}
+    return {**admitted.plain(described), "sha256": sha256, "checked": checked, "texts": config}
 
 
 def _seen(found: Found) -> dict[str, Any]:
