@@ -9,9 +9,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from probes.specs import ModelSpec
-from tests.test_pages import described, finish, page, store  # noqa: F401
+from tests.test_pages import described, finish, page, store, wait  # noqa: F401
 from ui import questions
 from ui.bench import Bench
+from workspace import runs
 from workspace.store import Store
 
 
@@ -90,3 +91,16 @@ def test_the_operators_own_models_are_offered_only_where_there_are_some(
     assert model is not None
     assert model.source == "operator"
     assert not canary.exists()
+
+
+def test_a_refused_file_is_taken_off_the_bench(store: Store) -> None:  # noqa: F811
+    sha256 = store.add_bytes(b"x", "broken.pt").sha256
+    spec = questions.inspection(sha256)
+    wait(store, spec)
+    runs.begin(store, spec.id, 1)
+    runs.end(store, spec.id, 1, "failed", "broken.pt is empty.")
+    store.save_bench("b", Bench(checkpoints=(sha256,)).to_json())
+    test = page(bench="b")
+    assert any("broken" in each.value for each in test.error)
+    next(each for each in test.button if each.label == "Take off the bench").click().run()
+    assert Bench.from_json(store.bench("b") or {}).checkpoints == ()

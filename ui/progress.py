@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -31,8 +32,13 @@ def ask(spec: JobSpec, place: str = "") -> dict[str, Any] | None:
     return found
 
 
-def ask_all(specs: Sequence[JobSpec], place: str) -> list[dict[str, Any] | None]:
-    """Ask several questions; one line shows how far they are, and each that failed says why."""
+def ask_all(
+    specs: Sequence[JobSpec], place: str, drop: Callable[[int], None] | None = None
+) -> list[dict[str, Any] | None]:
+    """Ask several questions; one line shows how far they are, and each that failed says why.
+
+    drop: takes the thing that the question with this number is about off the page; offered where it failed.
+    """
     found = [answer(spec) for spec in specs]
     asked = [
         jobs().status(spec.id) or jobs().enqueue(spec)
@@ -41,7 +47,8 @@ def ask_all(specs: Sequence[JobSpec], place: str) -> list[dict[str, Any] | None]
     ]
     for job in asked:
         if not job.is_open and job.state != "done":
-            ended(job, place)
+            number = next(count for count, spec in enumerate(specs) if spec.id == job.id)
+            ended(job, place, partial(drop, number) if drop else None)
     if waiting := [job.id for job in asked if job.is_open or job.state == "done"]:
         _watch_many(waiting, len(specs))
     return found
@@ -88,8 +95,8 @@ def line(job: Job) -> str:
     return f"{as_text(job.title)} · {100 * job.share:.0f} %{doing}{left}"
 
 
-def ended(job: Job, place: str = "") -> None:
-    """Say why a job has no result; offer its log and a retry."""
+def ended(job: Job, place: str = "", drop: Callable[[], None] | None = None) -> None:
+    """Say why a job has no result; offer a retry, its log, and to take off what it was about."""
     words = STATES[job.state][0].lower()
     sentence = as_text(job.error) if job.error else f"{as_text(job.title)} was {words}."
     (st.error if job.state == "failed" else st.warning)(sentence)
@@ -97,6 +104,8 @@ def ended(job: Job, place: str = "") -> None:
     if row.button("Retry", key=f"retry-{place}-{job.id}", icon=":material/refresh:"):
         jobs().retry(job.id)
         st.rerun()
+    if drop is not None:
+        row.button("Take off the bench", key=f"drop-{place}-{job.id}", on_click=drop, icon=":material/remove:")
     if text := jobs().log(job.id):
-        with st.expander("Log"):
+        with row.popover("Log"):
             st.code(text[-20000:], language=None)

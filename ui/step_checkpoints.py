@@ -42,7 +42,8 @@ def draw(id: str, bench: Bench) -> Mapping[str, Found]:
         )
         if not bench.checkpoints:
             return {}
-        answers = ask_all([inspection(each) for each in bench.checkpoints], "inspect")
+        questions = [inspection(each) for each in bench.checkpoints]
+        answers = ask_all(questions, "inspect", lambda number: _take_off(id, bench.checkpoints[number]))
         found = {text: value for text, value in zip(bench.checkpoints, answers, strict=True) if value}
         if found:
             _table(list(found.values()))
@@ -52,6 +53,12 @@ def draw(id: str, bench: Bench) -> Mapping[str, Found]:
             _doubts(list(found.values()))
             _tensors(found)
         return found
+
+
+def _take_off(id: str, text: str) -> None:
+    benches.change(
+        id, lambda bench: replace(bench, checkpoints=tuple(each for each in bench.checkpoints if each != text))
+    )
 
 
 def _table(found: Sequence[Found]) -> None:
