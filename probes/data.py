@@ -155,6 +155,7 @@ def preview(
         "range": [float(inputs.min()), float(inputs.max())],
         "channels": channels(inputs, _channel_names(found)),
         "classes": counts,
+        "own_classes": list((own or Own()).classes),
         "labels": labels[:count],
         "samples": samples(found, read.rows[:count], read.raw, labels),
         "sheet": contact_sheet(channels_first(read.raw[:count]), 5) if read.raw.ndim in (3, 4) else None,

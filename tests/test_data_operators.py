@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,13 @@ def test_one_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         read_batches(DataSpec(("mine", "yours"), format="operator"))
     with pytest.raises(DataError, match="yours"):
         read_batches(DataSpec(("yours",), format="operator"))
+
+
+def test_a_file_that_has_changed_since_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module(tmp_path, monkeypatch, "return torch.ones(2, 3), torch.ones(2)")
+    sha256 = hashlib.sha256((tmp_path / "mine.py").read_bytes()).hexdigest()
+    spec = DataSpec((f"mine@{sha256[:12]}",), format="operator")
+    assert read_batches(spec).about["source"] == ["mine"]
+    module(tmp_path, monkeypatch, "return torch.zeros(2, 3), torch.ones(2)")
+    with pytest.raises(DataError, match="mine has changed since its data was chosen"):
+        read_batches(spec)

@@ -31,10 +31,13 @@ def comparison(text: str, model: ModelSpec) -> JobSpec:
     return JobSpec("compare", payload, f"Comparing the model with {name_of(text)}")
 
 
-def preview(data: DataSpec) -> JobSpec:
-    """Ask for a look at the data."""
-    names = ", ".join(name_of(each) for each in data.files)
-    return JobSpec("preview", {"data": data.to_json()}, f"Reading {names}")
+def preview(data: DataSpec, checkpoint: str = "", model: ModelSpec | None = None) -> JobSpec:
+    """Ask for a look at the data; with a checkpoint, in the light of what it and the model's folder bring along."""
+    named = data.files[:1] if data.format == "operator" else map(name_of, data.files)
+    payload = {"data": data.to_json(), **({"checkpoint": checkpoint} if checkpoint else {})}
+    if checkpoint and model and model.source == "hugging_face":
+        payload["model"] = model.to_json()
+    return JobSpec("preview", payload, f"Reading {', '.join(named)}")
 
 
 def gate(text: str, model: ModelSpec, data: DataSpec, loss: LossName) -> JobSpec:

@@ -43,7 +43,7 @@ def ready(bench: Bench) -> Ready | str:
         return "The model does not fit the checkpoint yet: every name and shape must match."
     if bench.data is None:
         return "No data has been chosen yet."
-    return Ready(alike(bench, found), model, bench.data, bench.loss or usual_loss(bench.data))
+    return Ready(alike(bench, found), model, bench.data, bench.loss or usual_loss(bench))
 
 
 def alike(bench: Bench, first: Found) -> tuple[str, ...]:
@@ -84,12 +84,24 @@ def is_mismatch(value: Mapping[str, Any] | None) -> bool:
     return value is not None and any(value.get(each) for each in ("missing", "unexpected", "shapes"))
 
 
-def usual_loss(data: DataSpec | None) -> LossName:
+def look(bench: Bench) -> JobSpec | None:
+    """Ask for a look at the data in use, with the tokenizer and names of classes that the checkpoint brings along."""
+    if bench.data is None:
+        return None
+    found = answer(inspection(bench.checkpoints[0])) if bench.checkpoints else None
+    if found is None or "hugging_face" not in found["facts"]:
+        return preview(bench.data)
+    return preview(bench.data, bench.checkpoints[0], bench.model)
+
+
+def usual_loss(bench: Bench) -> LossName:
     """Return the loss that data of this kind is usually trained with."""
-    found = answer(preview(data)) if data else None
+    asked = look(bench)
+    found = answer(asked) if asked else None
     if found is None:
-        return "causal_lm" if data and data.format == "text" else "cross_entropy"
-    if found["about"].get("format") == "text":
+        following = bench.data is not None and bench.data.format in ("text", "tokens16", "tokens32")
+        return "causal_lm" if following else "cross_entropy"
+    if found.get("targets") == "next tokens" or found["about"].get("format") == "text":
         return "causal_lm"
     if found["classes"]:
         return "cross_entropy"

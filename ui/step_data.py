@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-import pandas as pd
 import streamlit as st
 
+from probes.operator_models import listed
 from probes.specs import DataFormat, DataSpec
 from ui import bench as benches
+from ui import data_look
 from ui.bench import Bench
 from ui.files import choose, from_server, looks_like_data
 from ui.progress import ask
-from ui.questions import name_of, preview
+from ui.questions import name_of
+from ui.ready import look
 from ui.state import store
-from ui.text import as_list, as_text, number
+from ui.text import as_text
 from ui.uploads import uploader
 
 FORMATS: Mapping[DataFormat, str] = {
@@ -25,38 +26,57 @@ FORMATS: Mapping[DataFormat, str] = {
     "idx": "MNIST-style IDX pair",
     "npz": "NumPy .npz",
     "images": "Images by class, or with labels.csv (zip)",
+    "dataset": "Hugging Face dataset, saved to disk (zip)",
     "table": "Table (CSV, Parquet)",
     "text": "Text or JSONL",
-    "dataset": "Hugging Face dataset saved to disk (zip)",
-    "tokens16": "Tokens, 16 bits (.bin)",
-    "tokens32": "Tokens, 32 bits (.bin)",
-    "operator": "Data of a module on this server",
+    "tokens16": "Token ids of 16 bits (.bin)",
+    "tokens32": "Token ids of 32 bits (.bin)",
+    "operator": "A module of this server",
 }
-SHEET = "data:image/png;base64,"
+HINT = (
+    "or drop data here: IDX (.gz), .npz, images (a zip with class folders or a labels.csv), a saved Hugging Face "
+    "dataset (zip), CSV, Parquet, JSONL, text, or a .bin of tokens."
+)
 
 
 def draw(id: str, bench: Bench) -> dict[str, Any] | None:
     """Draw the step; return the preview of the data in use, or None while there is none."""
     with st.container(border=True, key="step-data"):
         st.subheader("3 · Data", anchor=False)
-        hint = "or drop data here: IDX (.gz), .npz, a zip of images by class, CSV, Parquet, JSONL or text."
-        uploader("data", id, hint)
+        uploader("data", id, HINT)
         from_server("data", lambda sha256: benches.take_upload(f"data/{id}", sha256))
         choose("Files", _offered, bench.files, "bench-files", lambda chosen: benches.put(id, files=tuple(chosen)))
+        _operator(id, bench)
         if not bench.files:
             return None
         _form(id, bench)
-        if bench.data is None:
-            return None
-        return _shown(bench.data)
+        return _shown(id, bench)
 
 
 def _offered(file: Any) -> bool:
-    return looks_like_data(file) or (file.name.lower().endswith(".zip"))
+    return looks_like_data(file) or file.name.lower().endswith((".zip", ".bin"))
+
+
+def _operator(id: str, bench: Bench) -> None:
+    """Offer the data that a module of the operator builds; draws nothing when there is none."""
+    offered = {each.name.partition(":")[0]: each for each in listed() if each.data}
+    if not offered:
+        return
+    names = list(offered)
+    now = bench.files[0].partition("@")[0] if bench.data and bench.data.format == "operator" and bench.files else ""
+    place = st.expander("Data that a module of this server builds", icon=":material/terminal:", expanded=now in names)
+    with place.form("data-operator", border=False):
+        chosen = st.selectbox("Module", names, index=names.index(now) if now in names else 0)
+        if st.form_submit_button("Use its data"):
+            files = (f"{chosen}@{offered[chosen].sha256[:12]}",)
+            benches.put(id, files=files, data=DataSpec(files, format="operator"))
+            st.rerun()
 
 
 def _form(id: str, bench: Bench) -> None:
     now = bench.data or DataSpec(bench.files)
+    if now.format == "operator" and now.files != bench.files:
+        now = DataSpec(bench.files)
     with st.form("data-fields"):
         spec = _fields(bench, now)
         if st.form_submit_button("Use this data", type="primary"):
@@ -84,15 +104,11 @@ def _fields(bench: Bench, now: DataSpec) -> Any:
     )
     mean = one.text_input("Mean", _numbers(now.mean), placeholder="none", help="Per channel, for inputs in [0, 1].")
     std = two.text_input("Standard deviation", _numbers(now.std), placeholder="none", help="Per channel.")
-    label = three.text_input("Label column", now.label, placeholder="label, y or target", help="Tables only.")
-    with st.expander("Text: tokens and context"):
-        left, right = st.columns(2)
-        known = ["auto", "bytes", "characters", *_tokenizers(now)]
-        at = known.index(now.tokenizer) if now.tokenizer in known else 0
-        tokenizer = left.selectbox("Tokens", known, index=at, format_func=_tokenizer_title)
-        context = right.number_input(
-            "Context", 0, None, now.context, help="Tokens in one sequence; 0 takes the model's own."
-        )
+    label = three.text_input(
+        "Label column", now.label, placeholder="label, y or target", help="Of tables, datasets, JSONL and labels.csv."
+    )
+    tokenizer, context = _text_fields(now)
+    classes = _class_field(now)
     return lambda: DataSpec(
         files=bench.files,
         format=format,
@@ -103,36 +119,46 @@ def _fields(bench: Bench, now: DataSpec) -> Any:
         label=label.strip(),
         tokenizer=tokenizer,
         context=int(context),
+        split=now.split if now.files == bench.files else "",
+        classes=tuple(filter(None, map(str.strip, classes.splitlines()))),
     )
 
 
-def _shown(spec: DataSpec) -> dict[str, Any] | None:
-    found = ask(preview(spec), "preview")
-    if found is None:
+def _text_fields(now: DataSpec) -> tuple[str, int]:
+    with st.expander("Text: tokens and context"):
+        left, right = st.columns(2)
+        known = ["auto", "bytes", "characters", *_tokenizers(now)]
+        at = known.index(now.tokenizer) if now.tokenizer in known else 0
+        tokenizer = left.selectbox(
+            "Tokens",
+            known,
+            index=at,
+            format_func=_tokenizer_title,
+            help="“Recognise” takes the tokenizer.json beside the checkpoint's weights; without one, characters.",
+        )
+        context = right.number_input(
+            "Context", 0, None, now.context, help="Tokens in one sequence; 0 takes the model's own."
+        )
+    return tokenizer, int(context)
+
+
+def _class_field(now: DataSpec) -> str:
+    with st.expander("Classes: the model's order", expanded=bool(now.classes)):
+        return st.text_area(
+            "The model's names of its classes, in its order, one a line",
+            "\n".join(now.classes),
+            placeholder="empty: the data's own order",
+            help="The data's classes are mapped onto these by name; capitals, hyphens and underscores do not matter.",
+        )
+
+
+def _shown(id: str, bench: Bench) -> dict[str, Any] | None:
+    asked = look(bench)
+    found = ask(asked, "preview") if asked else None
+    if found is None or bench.data is None:
         return None
-    st.success(as_text(summary(found)))
-    if found["doubts"]:
-        st.warning(as_list(found["doubts"]))
-    left, right = st.columns([3, 2])
-    if found["sheet"] and str(found["sheet"]).startswith(SHEET):
-        left.image(base64.b64decode(found["sheet"][len(SHEET) :]), alt="The first examples")
-        left.caption("The first examples: " + as_text(", ".join(str(each) for each in found["labels"])))
-    elif found["lines"]:
-        left.code("\n".join(str(each)[:160] for each in found["lines"]), language=None)
-    if found["classes"]:
-        rows = pd.DataFrame([{"Class": str(name), "Examples": count} for name, count in found["classes"]])
-        right.dataframe(rows, hide_index=True, alt="Examples of each class")
+    data_look.draw(id, bench.data, found)
     return found
-
-
-def summary(found: Mapping[str, Any]) -> str:
-    """Say in one line what data is in use, as raw text."""
-    shape = " × ".join(str(each) for each in found["shape"])
-    low, high = (number(each) for each in found["range"])
-    total = found["about"].get("of", found["examples"])
-    few = f"{number(found['examples'])} of " if total != found["examples"] else ""
-    taken = f"{few}{number(total)} examples"
-    return f"{taken}, each {shape} ({found['dtype']}), values from {low} to {high} as they enter the model"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -23,7 +23,7 @@ VERDICTS = {"agrees": st.success, "differs": st.error, "at chance": st.error}
 
 def choose_loss(id: str, bench: Bench) -> LossName:
     """Draw the choice of the loss; return the one in use."""
-    now = bench.loss or usual_loss(bench.data)
+    now = bench.loss or usual_loss(bench)
     own = now == "operator" or (bench.model is not None and bench.model.source == "operator")
     losses = (*LOSSES, "operator") if own else LOSSES
     key = key_for("bench-loss", now)

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 
 def read_operator(spec: DataSpec, own: Own) -> Examples:
-    """Read inputs, targets and ids of the module that `spec.files` names; the inputs are taken as they are."""
+    """Read inputs, targets and ids of the module that `spec.files` names; the inputs are taken as they are.
+
+    The name may carry the start of the file's sha256 when it was chosen, "module@3f2a91c4": another file is refused.
+    """
     from probes.operator_models import read_operator_data
 
     if len(spec.files) != 1:
         raise DataError(f"{len(spec.files)} modules were named. Name one of those that this server is set up with.")
-    name = shown(spec.files[0])
-    inputs, targets, ids = read_operator_data(spec.files[0])
+    module, _, sha256 = spec.files[0].partition("@")
+    name = shown(module)
+    _check_same(module, sha256)
+    inputs, targets, ids = read_operator_data(module)
     x, y = _array(name, inputs), _array(name, targets)
     if len(x) == 0:
         raise DataError(f"{name} builds no examples. Let build_data() return some.")
@@ -46,6 +51,14 @@ def read_operator(spec: DataSpec, own: Own) -> Examples:
         show=shower() if tokens else None,
         as_is=True,
     )
+
+
+def _check_same(module: str, sha256: str) -> None:
+    from probes.operator_models import listed
+
+    now = {each.sha256 for each in listed() if each.name.partition(":")[0] == module}
+    if sha256 and now and not any(each.startswith(sha256) for each in now):
+        raise DataError(f"The file of {shown(module)} has changed since its data was chosen. Choose it again.")
 
 
 def _array(name: str, tensor: Tensor) -> Array:

@@ -85,7 +85,8 @@ def id_doubts(ids: Sequence[str]) -> tuple[str, ...]:
     if not found["ids"]:
         return ()
     name, one, other = found["first_id"]
-    return (f"{found['ids']} examples have the id of another (first: {name!r}, examples {one} and {other}).",)
+    what = "examples have the id" if found["ids"] > 1 else "example has the id"
+    return (f"{found['ids']} {what} of another (first: {name!r}, examples {one} and {other}).",)
 
 
 def copy_doubts(about: dict[str, Any]) -> tuple[str, ...]:
@@ -93,16 +94,16 @@ def copy_doubts(about: dict[str, Any]) -> tuple[str, ...]:
     doubts = []
     if about["contradictions"]:
         one, other, this, that = about["first_contradiction"]
+        count = about["contradictions"]
+        what = "exact copies have another label than their twins" if count > 1 else "exact copy has another label"
         doubts.append(
-            f"CONTRADICTION: {about['contradictions']} exact copies among the first {about['seen']} have another label "
-            f"than their twin (first: {one} is {this!r}, {other} is {that!r})."
+            f"CONTRADICTION: {count} {what} among the first {about['seen']} examples (first: {one} is {this!r}, "
+            f"{other} is {that!r})."
         )
     if about["contents"]:
         one, other = about["first"][:2]
-        doubts.append(
-            f"{about['contents']} of the first {about['seen']} examples are exact copies of others (first: {one} and "
-            f"{other})."
-        )
+        what = "are exact copies of others" if about["contents"] > 1 else "is an exact copy of another"
+        doubts.append(f"{about['contents']} of the first {about['seen']} examples {what} (first: {one} and {other}).")
     return tuple(doubts)
 
 

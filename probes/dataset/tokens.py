@@ -162,7 +162,7 @@ def shower(decode: Callable[[list[int]], str] | None = None) -> Callable[[Array]
     """Make a `show` for token ids: their text where it is known, else the ids."""
     if decode is None:
         return lambda row: " ".join(str(each) for each in row[:40])
-    return lambda row: decode([int(each) for each in row[:80]])[:200]
+    return lambda row: decode([int(each) for each in row[:80]])[:200].replace("\n", "↵").replace("\t", "→")
 
 
 def check_ids(name: str, tokens: Tokens, chosen: Array, own: Own) -> None:
