@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from probes.errors import RefusedCheckpoint
 from probes.formats.contents import printable
 from probes.formats.folder_files import Files, is_plain, is_weights, listed, other_files
+from probes.formats.foreign import refuse_names
 from probes.formats.hub_files import read_json
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -103,6 +104,7 @@ def _only(files: Files, names: list[str]) -> Plan:
             f"{files.name} holds several checkpoints ({listed(names)}) and no index of them. Choose one file."
         )
     if not names:
+        refuse_names([*files.sizes, *files.links], files.name)
         held = listed([*files.sizes, *files.links]) or "nothing"
         raise RefusedCheckpoint(
             f"{files.name} has no weights (model.safetensors, pytorch_model.bin, or one checkpoint); it holds {held}."

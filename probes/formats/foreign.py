@@ -67,13 +67,23 @@ def _is_text(piece: bytes) -> bool:
     return bool(piece) and all(32 <= each < 127 for each in piece)
 
 
-def refuse_zip(names: list[str], name: str) -> None:
-    """Raise RefusedCheckpoint where the names of a zip's records show that it is no checkpoint that is read here."""
+def refuse_names(names: list[str], name: str) -> None:
+    """Raise RefusedCheckpoint where the names of the files in a folder or zip show whose model it is."""
     last = {each.rstrip("/").split("/")[-1] for each in names}
     if "model.weights.h5" in last or any(each.endswith((".h5", ".keras")) for each in last):
-        raise RefusedCheckpoint(f"{name} is a Keras archive: {_NOT_HERE}.")
-    if "saved_model.pb" in last:
-        raise RefusedCheckpoint(f"{name} is a zip of a TensorFlow model: {_NOT_HERE}.")
+        raise RefusedCheckpoint(f"{name} holds a Keras model: {_NOT_HERE}.")
+    if "saved_model.pb" in last or any(".data-00000-of-" in each for each in last):
+        raise RefusedCheckpoint(f"{name} holds a TensorFlow model: {_NOT_HERE}.")
+    if last & {"flax_model.msgpack", "_CHECKPOINT_METADATA", "_sharding"}:
+        raise RefusedCheckpoint(f"{name} holds a Flax or JAX model: {_NOT_HERE}.")
+    if any(each.endswith(".onnx") for each in last):
+        raise RefusedCheckpoint(f"{name} holds an ONNX model: bring the PyTorch state dict it was exported from.")
+
+
+def refuse_zip(names: list[str], name: str) -> None:
+    """Raise RefusedCheckpoint where the names of a zip's records show that it is no checkpoint that is read here."""
+    refuse_names(names, name)
+    last = {each.rstrip("/").split("/")[-1] for each in names}
     inner = [each for each in sorted(last) if each.endswith((".pt", ".pth", ".ckpt", ".bin", ".zip", ".pkl"))]
     advice = f"unpack it and choose {inner[0][:60]!r}" if inner else "unpack it and choose the file"
     raise RefusedCheckpoint(f"{name} is a zip archive without a PyTorch checkpoint inside (no data.pkl): {advice}.")

@@ -64,6 +64,8 @@ def tensor_of(storage: Storage, dtype: str, offset: int, shape: tuple[int, ...],
     item = ITEM_BYTES[dtype]
     items, numel = storage.bytes // item, math.prod(shape)
     reach = sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
+    if numel > items > reach + offset:
+        raise ValueError(f"a tensor of shape {shape} whose strides spread {items} stored elements; save it contiguous")
     if numel and (offset + reach >= items or numel > items):
         raise ValueError(f"a tensor of shape {shape} that does not lie within its {items} stored elements")
     if math.prod(max(count, 1) for count in shape) >= _LARGEST:
