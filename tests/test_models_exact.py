@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from probes.architecture.llama import SmallLlama
 from probes.architecture.modules import CifarResNet, SmallGPT
-from probes.checkpoint import read_checkpoint
+from probes.checkpoint import TensorInfo, read_checkpoint
 from probes.errors import ModelError
 from probes.models import FAMILIES, build, compare, load_model, recognise, title_of
 from probes.specs import ModelSpec
@@ -152,3 +153,16 @@ def test_a_buffer_of_whole_numbers_takes_no_fractions(tmp_path: Path) -> None:
 def test_the_runner_up_of_a_catalogue_model_is_named_or_absent(tmp_path: Path) -> None:
     found = recognise(saved(nn.Sequential(nn.Linear(3, 2)), tmp_path))
     assert found.to_json()["runner_up"] is None
+
+
+@pytest.mark.parametrize(
+    "name", ["{}.weight", "c{}.weight", "layer1.{}.conv1.weight", "transformer.h.{}.x", "layers.{}.y"]
+)
+def test_files_of_very_many_tensors_are_guessed_at_in_seconds(name: str, tmp_path: Path) -> None:
+    checkpoint = saved(nn.Linear(2, 2), tmp_path)
+    first = {"conv1.weight": (4, 3, 3, 3), "fc.weight": (10, 4), "layer3.0.conv1.weight": (4, 4, 3, 3)}
+    shapes = first | {name.format(count): (4, 4, 3, 3) for count in range(50_000)}
+    many = replace(checkpoint, tensors={key: TensorInfo(shape, "float32") for key, shape in shapes.items()})
+    began = time.monotonic()
+    assert recognise(many).spec is None
+    assert time.monotonic() - began < 10

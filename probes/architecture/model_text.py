@@ -41,7 +41,7 @@ _NOT_ARGUMENTS = ("device", "dtype", "return_indices", "_weight", "_freeze")
 _MAXIMUM_TEXT = 200_000
 _MAXIMUM_LAYERS = 2_000
 _MAXIMUM_DEPTH = 20
-LARGEST = 2**24
+_MAXIMUM_SIZE = 2**24
 _CHILD = re.compile(r"^\((?P<name>[^()]{1,100})\): (?:(?P<count>\d{1,9}) x )?(?P<rest>.+)$")
 _HEAD = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)\($")
 
@@ -212,8 +212,8 @@ def _literal(node: ast.expr, line: int, words: bool) -> Any:
 
 def _bounded(value: Any, line: int) -> Any:
     number = isinstance(value, (int, float))
-    if number and (not math.isfinite(value) or abs(value) > LARGEST):
-        raise ModelError(f"Line {line}: the number {value!s:.40} is too large; at most {LARGEST:,}.")
+    if number and (not math.isfinite(value) or abs(value) > _MAXIMUM_SIZE):
+        raise ModelError(f"Line {line}: the number {value!s:.40} is too large; at most {_MAXIMUM_SIZE:,}.")
     if isinstance(value, str) and value not in _WORDS:
         raise ModelError(f"Line {line}: the word {value[:40]!r} is not an argument that torch.nn knows here.")
     return value

@@ -14,10 +14,12 @@ from itertools import pairwise
 from probes.architecture.family import Candidate
 from probes.architecture.layers import Shape, Shapes, groups, orders
 from probes.architecture.layouts import Layout, layouts
-from probes.architecture.model_text import LARGEST, title_of_text
+from probes.architecture.model_text import title_of_text
+from probes.errors import ModelError
 from probes.specs import ModelSpec
 
 _BRANCH = re.compile(r"(^|[._])(downsample|shortcut|skip|resid\w*|branch\w*|attn|attention|se|aux\w*)(\d*)([._]|$)")
+_MOST_LAYERS = 2_000
 _NORM_LEAVES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
@@ -40,7 +42,7 @@ def propose(shapes: Shapes) -> Candidate | None:
     Names that speak of a second path rule a chain out, whatever the shapes.
     """
     layers = groups(shapes)
-    if any(_BRANCH.search(name) for name in layers):
+    if len(layers) > _MOST_LAYERS or any(_BRANCH.search(name) for name in layers):
         return None
     folders = {name[:place] for name in layers for place, letter in enumerate(name) if letter == "."}
     if not layers or "" in layers or folders & set(layers):
@@ -48,8 +50,11 @@ def propose(shapes: Shapes) -> Candidate | None:
     for order in orders(layers):
         steps = _steps(order)
         fitted = _fit(steps) if steps else None
-        if fitted is not None and all(max(shape, default=0) <= LARGEST for shape in shapes.values()):
-            return _candidate(*fitted)
+        if fitted is not None:
+            try:
+                return _candidate(*fitted)
+            except ModelError:  # more layers or larger ones than a text may have
+                return None
     return None
 
 
