@@ -29,7 +29,7 @@ def number(value: object, digits: int = 4) -> str:
     """Write a number to so many significant digits; a dash for none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–"
-    if isinstance(value, int) and abs(value) < 10**7:
+    if isinstance(value, int) and abs(value) < 10**13:
         return f"{value:,}".replace(",", " ")
     return f"{value:.{digits}g}"
 
