@@ -80,6 +80,11 @@ def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path) -> None:
     assert list(read_checkpoint(tmp_path / "x").tensors) == ["module.a", "b"]
 
 
+def test_the_architecture_that_recipes_store_is_a_fact(tmp_path: Path) -> None:
+    torch.save({"arch": "resnet18", "state_dict": state()}, tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").facts["arch"] == "resnet18"
+
+
 def test_metrics_are_found_wherever_recipes_put_them(tmp_path: Path) -> None:
     value = {
         "state_dict": state(), "best_prec1": 91.78, "val_loss": 0.25, "best_acc1": torch.tensor(76.5), "epoch": 3,

@@ -139,6 +139,7 @@ def _facts(
         "model_args": _arguments(value.get("model_args")),
         "arguments": next((found for key in _ARGUMENTS if (found := _arguments(value.get(key)))), {}),
         "model_text": _stated(metadata),
+        "arch": _word(value.get("arch")),
         "tied": dict(tied),
         "lora": {"tensors": sum(bool(_LORA.search(key)) for key in chosen.tensors)} if _is_lora(chosen) else {},
     }
@@ -201,6 +202,11 @@ def _stated(metadata: Mapping[str, Any]) -> str:
     """Return the model as the file itself writes it down, as this app's example does; parsed later, never run."""
     text = metadata.get("model", "")
     return text if isinstance(text, str) and text.isprintable() and "Sequential(" in text[:40] else ""
+
+
+def _word(value: Any) -> str:
+    """Return the name of an architecture as training recipes store it ("resnet18"); "" for anything else."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= 80 else ""
 
 
 def _named(key: Any) -> bool:
