@@ -18,6 +18,7 @@ from ui.text import as_list, as_text, number
 
 SHEET = "data:image/png;base64,"
 LOUD = "CONTRADICTION"
+ORDER = "the same names in another order"  # said beside the button that mends it
 
 Found = Mapping[str, Any]
 
@@ -95,7 +96,7 @@ def _class_order(id: str, spec: DataSpec, found: Found) -> None:
 
 def _doubts(found: Found) -> None:
     loud = [each for each in found["doubts"] if str(each).startswith(LOUD)]
-    quiet = [each for each in found["doubts"] if each not in loud]
+    quiet = [each for each in found["doubts"] if each not in loud and ORDER not in str(each)]
     if loud:
         st.error(as_list(loud), icon=":material/error:")
     if quiet:

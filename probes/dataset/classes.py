@@ -52,7 +52,7 @@ def order_doubts(classes: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
         return ()
     return (
         f"the data numbers its classes {_list(classes)}, the model {_list(own)}: the same names in another order. "
-        "Choose the model's order of classes, or every label means another class.",
+        "Choose the model's order of classes, or labels mean other classes.",
     )
 
 
