@@ -42,6 +42,7 @@ SEEN = 1000
 SHOWN = 10
 MOST_SHUFFLED = 2**27
 MOST_IDS = 200_000
+LARGEST_LABEL = 1000
 POSITIONS = ("wpe.weight", "position_embeddings.weight", "position_embedding.weight")
 EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
 
@@ -251,7 +252,7 @@ def _labels(spec: DataSpec, found: Examples, own: Own) -> tuple[Array | None, tu
             raise DataError(f"{name_of(found)} has no classes to bring into an order. Leave the names of classes out.")
         return None, (), ()
     targets, classes, doubts = found.labels, found.classes, tuple[str, ...]()
-    if not classes:
+    if not classes and not (found.as_is and targets.ndim > 2):
         targets, classes, doubts = read_targets(targets, name_of(found))
     if not spec.classes:
         return targets, classes, (*doubts, *order_doubts(classes, own.classes))
@@ -269,7 +270,9 @@ def _typed(targets: Array) -> Array:
 
 
 def _label(target: Any, classes: tuple[str, ...]) -> Any:
-    return classes[int(target)] if classes else np.asarray(target).tolist()
+    array = np.asarray(target)
+    shape = " x ".join(str(each) for each in array.shape)
+    return classes[int(target)] if classes else array.tolist() if array.size <= LARGEST_LABEL else f"{shape} values"
 
 
 def _channel_names(found: Examples) -> tuple[str, ...]:

@@ -54,6 +54,14 @@ def test_ids_of_the_module_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [each["id"] for each in seen["samples"]] == ["a", "b"] and seen["targets"] == "values"
 
 
+def test_targets_may_have_any_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = "torch.arange(8).reshape(2, 2, 2)"
+    batches = read_batches(module(tmp_path, monkeypatch, f"return torch.ones(2, 3), {maps}"))
+    assert torch.equal(batches.targets, torch.arange(8).reshape(2, 2, 2)) and batches.classes == ()
+    with pytest.raises(DataError, match=r"example 0 \(row 1\) is not finite"):
+        read_batches(module(tmp_path, monkeypatch, f"return torch.ones(2, 3), {maps} / 0"))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -65,4 +65,8 @@ def _array(name: str, tensor: Tensor) -> Array:
     plain = tensor.float() if tensor.is_floating_point() else tensor
     if plain.is_complex() or plain.ndim < 1:
         raise DataError(f"{name}: build_data() gives {tensor.dtype} of shape {tuple(tensor.shape)}. Give real numbers.")
-    return np.asarray(plain.contiguous().numpy())
+    array = np.asarray(plain.contiguous().numpy())
+    if array.ndim > 2 and not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise DataError(f"{name}: example {row} (row {row + 1}) is not finite. Mend it, or leave it out.")
+    return array

@@ -21,7 +21,7 @@ KINDS = ("PNG", "JPEG", "WEBP")
 TILE, GAP = 84, 6
 MAX_PIXELS = 2**24
 MAX_IMAGE_BYTES = 64 * 2**20
-MAX_SCANS = 500  # a progressive JPEG has about ten; each one costs a pass over all pixels
+MAX_SCANS = 100  # a progressive JPEG has about ten; each one costs a pass over all pixels
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes of more than 8 bits
 ANIMATED = "is animated, and which of its images is meant is not known. Save the one that counts."
 
