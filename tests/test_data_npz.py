@@ -1,6 +1,7 @@
 """Damaged and hostile .npz files: refused by the name of the array, before any memory is taken."""
 
 import io
+import struct
 import zipfile
 
 import numpy as np
