@@ -82,10 +82,11 @@ def _bound(bounds: Bounds) -> bool:
         "RLIMIT_FSIZE": (bounds.file, bounds.file),
         "RLIMIT_NOFILE": (OPEN_FILES, OPEN_FILES),
         "RLIMIT_NPROC": (0, 0),
-        "RLIMIT_DATA": (bounds.memory, bounds.memory),
-        "RLIMIT_AS": (bounds.memory + bounds.mapped, bounds.memory + bounds.mapped),
     }
-    took = [_set(name, *both) for name, both in limits.items()]
+    if sys.platform != "darwin":  # which has these bounds, and refuses or ignores them
+        both = bounds.memory + bounds.mapped
+        limits |= {"RLIMIT_DATA": (bounds.memory, bounds.memory), "RLIMIT_AS": (both, both)}
+    took = [_set(name, soft, hard) for name, (soft, hard) in limits.items()]
     return all(took)
 
 
@@ -99,7 +100,7 @@ def _set(name: str, soft: int, hard: int) -> bool:
         soft, hard = min(soft, ceiling), min(hard, ceiling)
     try:
         resource.setrlimit(which, (soft, hard))
-    except (ValueError, OSError):  # macOS refuses bounds on memory
+    except (ValueError, OSError):
         return False
     return True
 
