@@ -1,4 +1,4 @@
-"""Lay the corpus out once for all tests of a session, and put the readers to it."""
+"""The corpus: laid out once for all tests of a session, and put to the readers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hostile import CORPUS, Case, write
+from hostile import archives, calling, clinic, executing, exhausting, folders, headers, honest, tensors
+from hostile.assemble import CANARY, Case
 
+GROUPS = (executing, calling, exhausting, archives, tensors, headers, folders, clinic, honest)
+CORPUS: tuple[Case, ...] = tuple(case for group in GROUPS for case in group.cases())
 ROOT = Path(__file__).resolve().parents[1]
 UNSAFE = ("weights_only=False", "allow_pickle", "trust_remote_code", "unsafe", "Traceback", "eval(", "extractall")
+
+
+def write(case: Case, root: Path) -> Path:
+    """Lay a case out in a folder of its own below `root`; return the path to give to a reader."""
+    folder = root / case.name
+    folder.mkdir(parents=True)
+    return case.write(folder)
+
+
+def touched(case: Case, root: Path) -> bool:
+    """Tell whether something ran: the canary is there."""
+    return (root / case.name / CANARY).exists()
 
 
 def lay_out(base: Path, cases: Iterable[Case] = CORPUS) -> dict[str, Path]:

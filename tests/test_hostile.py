@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus import check_words, lay_out, watch
-from hostile import CORPUS, Case, touched
+from corpus import CORPUS, check_words, lay_out, touched, watch
+from hostile.assemble import Case
 
 SECONDS = 10
 MEGABYTES = 512

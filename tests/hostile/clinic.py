@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 from hostile.archives import changed, good
 from hostile.assemble import (
@@ -75,12 +76,12 @@ def _keras() -> bytes:
 
 
 def _flax() -> bytes:
-    """Write what flax.serialization.to_bytes does: nested maps of extension type 1."""
-    array = b"\x93\x91\x02\xa7float32\xc4\x08" + DATA["1"]
-    return b"\x81\xa6params\x81\xa5Dense\x81\xa4bias\xc7" + bytes([len(array)]) + b"\x01" + array
+    """Write what flax.serialization.to_bytes does: nested maps, with arrays as extension type 1."""
+    array = msgpack.packb(((2,), "float32", DATA["1"]))
+    return bytes(msgpack.packb({"params": {"Dense_0": {"bias": msgpack.ExtType(1, array)}}}))
 
 
-def _nested_safetensors() -> bytes:
+def _pictures() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("notes.txt", "hello")
@@ -130,7 +131,7 @@ FILES: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "packed.xz": (lambda: lzma.compress(pack(good())), ("xz",)),
     "packed.tar.gz": (_tar_gz, ()),
     "packed.zst": (lambda: b"\x28\xb5\x2f\xfd" + bytes(64), ("Zstandard",)),
-    "pictures.zip": (_nested_safetensors, ()),
+    "pictures.zip": (_pictures, ()),
     "locked.zip": (lambda: pack([Entry("model.pt", pack(good()), flags=1)]), ("encrypted",)),
     "checkpoint-in-zip.zip": (lambda: pack([Entry("model.pt", pack(good()))]), ()),
     "program.exe": (lambda: b"MZ\x90\0" + bytes(200), ()),
