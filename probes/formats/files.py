@@ -14,6 +14,7 @@ from probes.formats.torch_zip import read_torch_zip
 from probes.formats.zips import DAMAGE, check_count, check_directory
 
 _HEAD = 2048
+_MAGIC_IN_DIGITS = b"L119547037146038801333356L\n"  # of torch's legacy layout, in pickle protocols 0 and 1
 _PICKLE_STARTS = (b"(", b"c", b"]", b"}", b"I", b"S", b"V", b"i")
 
 
@@ -62,7 +63,7 @@ def _file(path: Path, name: str, limits: Limits, scratch: Path | None) -> Conten
     header = 8 + int.from_bytes(head[:8], "little")  # of safetensors; its first byte may be that of a pickle
     if head[8:9] == b"{" and (header <= size or not head.startswith(b"\x80")):
         return read_safetensors(path, name, limits)
-    if head.startswith(b"\x80"):
+    if head.startswith((b"\x80", _MAGIC_IN_DIGITS)):
         return read_legacy(path, name, limits)
     if head[257:262] == b"ustar":
         return _tar(path, name, limits, scratch)

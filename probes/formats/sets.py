@@ -21,6 +21,7 @@ TOP = "weights"  # the name of the set that is the whole file
 _OTHERS = re.compile(r"(^|_)(rng|scheduler|sched|scaler|optimizers?|grad)(_|$)", re.IGNORECASE)
 _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 _PREFIXES = ("module.", *_INSIDE)
+_COUNT = "n_averaged"  # torch's AveragedModel keeps it beside the weights, and these under "module."
 _DEPTH = 4
 _MOST = 64
 _VISITS = 20_000
@@ -124,6 +125,8 @@ def _weights(route: tuple[str, ...], held: Any, lightning: bool, plain: bool) ->
         return Weights(route, "", _named(state_of(held), "")[0], module=held)
     stored = {key: each for key, each in held.items() if isinstance(key, str) and isinstance(each, Stored)}
     left = tuple(printable(str(key), 80) for key in held if not (isinstance(key, str) and key in stored))
+    if _COUNT in stored and all(key == _COUNT or key.startswith("module.") for key in stored):
+        del stored[_COUNT]
     prefix = _prefix(stored, lightning, plain)
     tensors, mixed = _named(stored, prefix)
     return Weights(route, prefix, tensors, left, mixed=mixed)
