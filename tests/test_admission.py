@@ -1,5 +1,6 @@
 """The way in: what a throw-away process finds, what it may do to us when a reader fails, and what is left behind."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from workspace import admission, examination, landlock
 from workspace.admission import admit, examine
 from workspace.isolation import ALL
 from workspace.store import Store
+from workspace.uploads import Limits, UploadError, Uploads
 
 ROOT = Path(__file__).resolve().parents[1]
 LINUX = sys.platform == "linux"
@@ -266,6 +268,18 @@ def test_bounds_grow_with_the_file_up_to_a_cap(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("THEODOLITE_MAX_SECONDS", "7")
     bounds, seconds = examination.bounds_for(10**10, reads_all=True)
     assert (bounds.memory, bounds.seconds, seconds) == (1_000_000, 7, 7)
+
+
+def test_copies_count_towards_what_the_workspace_may_take(store: Store, stored: str) -> None:
+    kept = store.file(stored)
+    assert kept is not None
+    uploads = Uploads(store, Limits(file=10**6, total=kept.bytes + 1000))
+    about = {"name": "next.pt", "bytes": 900, "mark": "x"}
+    token = uploads.token("bench")
+    assert asyncio.run(uploads.begin(token, about))["offset"] == 0
+    admit(store, stored)
+    with pytest.raises(UploadError, match="0 bytes are left"):
+        asyncio.run(Uploads(store, uploads.limits).begin(token, {**about, "name": "other.pt"}))
 
 
 def test_a_hugging_face_folder_is_examined_and_admitted(store: Store, tmp_path: Path) -> None:

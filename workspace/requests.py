@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def analysis(
     analyzer: Analyzer, checkpoints: Sequence[str], model: ModelSpec, data: DataSpec, loss: LossName, title: str
 ) -> JobSpec:
-    """Ask an analyzer about stored checkpoints; files in `model` and `data` are named by their sha256."""
+    """Ask an analyzer about checkpoints, by their references; files in `model` and `data` go by their sha256."""
     payload = {
         "analyzer": analyzer.name,
         "version": analyzer.version,
