@@ -164,6 +164,18 @@ def test_the_pages_are_walked_as_they_were_written(tmp_path: Path) -> None:
     assert len(sizes) > 20 and 0.9 * about.total_uncompressed_size < sum(sizes) < about.total_uncompressed_size
 
 
+@pytest.mark.parametrize(
+    "header", [b"\x19\x19" * 30_000, b"\x1c" * 60_000, b"\x18\xff\xff\xff\xff\x7f", b"\x15" + b"\xff" * 20]
+)
+def test_page_headers_without_end(tmp_path: Path, header: bytes) -> None:
+    pq.write_table(pa.table({"a": [1.0], "label": [0]}), tmp_path / "t.parquet")
+    content = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(content[:4] + header + content[4 + len(header) :])
+    source = Source(tmp_path / "t.parquet", "t.parquet")
+    with source.path.open("rb") as raw, pytest.raises(DataError, match="a page has no header"):
+        list(parquet._pages(source, raw, 4, 10_000))
+
+
 def arrow(folder: Path, content: bytes) -> Path:
     folder.mkdir()
     (folder / "data.arrow").write_bytes(content)

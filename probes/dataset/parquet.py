@@ -147,8 +147,8 @@ def _skip_list(data: bytes, at: int, depth: int) -> int:
     at += 1
     if count == 15:
         count, at = _varint(data, at)
-    if count > len(data):
-        raise ValueError("too long")
+    if count > len(data) or depth > MAX_DEPTH:
+        raise ValueError("too long, or too deep")
     for _ in range(count):
         at = at + 1 if kind in (1, 2) else _skip(data, at, kind, depth + 1)
     return at
