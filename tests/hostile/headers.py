@@ -119,7 +119,7 @@ SAFETENSORS: dict[str, tuple[Callable[[], bytes], str, tuple[str, ...]]] = {
             {"fc.weight": WEIGHT, "mask": {"dtype": "BOOL", "shape": [2], "data_offsets": [24, 26]}},
             BODY[:24] + b"\x02\xff",
         ),
-        "warning",
+        "ok",
         (),
     ),
     "name-long": (lambda: framed({"w" * 10_000: WEIGHT, "fc.bias": BIAS}), "refused", ()),
