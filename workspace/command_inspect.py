@@ -36,6 +36,7 @@ _UNKNOWN = (
     "without a PyTorch checkpoint inside",
     "unpack it first",
 )
+_NO_DATA = "is no data that is known here"
 _EMPTY: Mapping[str, Any] = {
     "format": None, "verdict": "refused", "reason": "", "sha256": None, "tensors": None, "parameters": None,
     "dtypes": {}, "architecture": None, "epoch": None, "metrics": {},
@@ -153,7 +154,8 @@ def _data_or(path: Path, name: str, reason: str) -> Found:
         try:
             return _data(path)
         except DataError as error:
-            reason = str(error) if unknown or named else reason
+            known = _NO_DATA not in str(error)  # else what it looked like as a checkpoint says more
+            reason = str(error) if named or (unknown and (known or path.is_dir())) else reason
     return {**_EMPTY, "name": name, "kind": None, "reason": reason, "sha256": _hash(path), "doubts": []}
 
 
@@ -191,6 +193,7 @@ def words_of(about: Mapping[str, Any]) -> Iterator[str]:
     yield f"  model: {found['title'] or 'not looked for'}"
     yield from (f"    {each}" for each in found["reasons"])
     yield from (f"  left behind: {each}" for each in about["left"])
+    yield from (f"  note: {each}" for each in about["facts"].get("notes", ()))
     yield from (f"  doubt: {each}" for each in about["doubts"])
 
 
