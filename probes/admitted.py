@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from probes.checkpoint import Checkpoint, TensorInfo, as_tensor, count_dtypes, count_parameters, hash_file
 from probes.errors import RefusedCheckpoint
+from probes.formats.amounts import bytes_of, check_amount, once
 from probes.formats.contents import Contents, Limits, Stored, printable
 from probes.formats.find import Found, find
 from probes.formats.safe import read_safetensors
@@ -28,7 +29,6 @@ VERSION = 1  # of this form and of what the readers find; folders of another ver
 PROVENANCE = "provenance.json"
 MOMENTS = "moments.safetensors"
 _OWN = Limits(tensors=10**7, name=10**6, index=2**31, rank=1000)
-_GROWTH, _FLOOR = 32, 64 * 2**20  # what tensors may take in all: so many times the file's bytes, or so many at least
 _verified: set[tuple[str, int, int]] = set()
 
 
@@ -49,12 +49,12 @@ def write(
     """
     found = find(contents, name, "", limits)
     check_amount(contents, found, name)
-    progress = _Progress(tick, _bytes_of(found))
+    progress = _Progress(tick, bytes_of(found))
     sets = []
     for index, key in enumerate(found.sets):
         one = found if key == found.default else find(contents, name, key, limits)
         file = f"weights{f'-{index}' if index else ''}.safetensors"
-        written = write_tensors(folder / file, _once(one.tensors, found.tied[key]), name, progress)
+        written = write_tensors(folder / file, once(one.tensors, found.tied[key]), name, progress)
         sets.append({"name": key, "file": file, **_about_set(one, written)})
     moments = _write_moments(found, folder, name, progress)
     texts = dict(_texts(contents))
@@ -115,15 +115,6 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     raise DamagedCopy("this checkpoint")
 
 
-def check_amount(contents: Contents, found: Found, name: str) -> None:
-    """Refuse a small file whose tensors all look into the same bytes, or unfold out of few: copies fill a disk."""
-    total = _bytes_of(found)
-    if total > max(_FLOOR, _GROWTH * contents.bytes):
-        raise RefusedCheckpoint(
-            f"{name} has {contents.bytes:,} bytes but its tensors claim {total:,} bytes in all. It is not opened."
-        )
-
-
 def plain(value: Any) -> Any:
     """Return what JSON can hold of a value; numbers that are not finite, bytes and objects become None."""
     if isinstance(value, Mapping):
@@ -154,17 +145,6 @@ def _about_set(found: Found, written: Written) -> dict[str, Any]:
         "tied": tied, "order": list(tensors) if tied else [], "other_types": written.other_types,
         "facts": plain(found.facts), "doubts": [*found.doubts, *doubts_of(written.seen)],
     }  # fmt: skip
-
-
-def _bytes_of(found: Found) -> int:
-    """Sum up what `write` writes."""
-    sets = [_once(tensors, found.tied[key]) for key, tensors in found.sets.items()]
-    return sum(each.bytes for group in (*sets, *found.moments.values()) for each in group.values())
-
-
-def _once(tensors: Mapping[str, Stored], tied: Mapping[str, str]) -> dict[str, Stored]:
-    """Leave the second names of tied tensors out."""
-    return {name: each for name, each in tensors.items() if name not in tied}
 
 
 def _write_moments(found: Found, folder: Path, name: str, progress: _Progress) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from probes.formats.amounts import check_amount
 from probes.formats.contents import Contents, Limits, Stored, Texts
 from probes.formats.files import open_contents
 from probes.formats.find import Found, find
@@ -175,6 +176,7 @@ def inspect(path: Path | str, *, name: str | None = None, weights: str = "", ful
     name = name or path.name
     contents = open_contents(path, name)
     found = find(contents, name, weights, Limits.from_environment())
+    check_amount(contents, found, name)
     full = contents.bytes <= FULL_BYTES if full is None else full
     doubts = list(found.doubts)
     if full:
@@ -195,6 +197,7 @@ def read_checkpoint(path: Path, *, name: str | None = None, sha256: str | None =
     name = name or path.name
     contents = open_contents(path, name)
     found = find(contents, name, weights, Limits.from_environment())
+    check_amount(contents, found, name)
     size = path.stat().st_size
 
     def stream(tensors: Mapping[str, Stored]) -> Tensors:

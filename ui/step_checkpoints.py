@@ -141,6 +141,9 @@ def _doubts(found: Sequence[Found]) -> None:
     for each in found:
         if each["doubts"]:
             st.warning(f"**{as_text(each['name'])}**\n{as_list(each['doubts'])}")
+    for each in found:
+        if notes := each["facts"].get("notes"):
+            st.caption(f"**{as_text(each['name'])}**: {as_text(' '.join(notes))}")
 
 
 def _tensors(found: Mapping[str, Found]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from probes import admitted
 from probes.checkpoint import FULL_BYTES, Checkpoint, TensorInfo, hash_of
 from probes.errors import RefusedCheckpoint
+from probes.formats.amounts import check_amount
 from probes.formats.contents import Contents, Limits, printable
 from probes.formats.files import open_contents
 from probes.formats.find import Found, find
@@ -68,7 +69,7 @@ def _inspect(order: Mapping[str, Any], contents: Contents, limits: Limits) -> di
     full = contents.bytes <= FULL_BYTES if order["full"] is None else order["full"]
     doubts, sha256 = list(found.doubts), None
     if full:
-        admitted.check_amount(contents, found, name)
+        check_amount(contents, found, name)
         contents.verify()
         sha256 = hash_of(contents.path)
         doubts += doubts_of(_seen(found))

@@ -13,6 +13,7 @@ from probes.formats.contents import Contents, Limits, Record, Stored, is_number,
 from probes.formats.modules import kinds_of, text_of
 from probes.formats.numbers import number_in
 from probes.formats.optimizers import is_optimizer, moments_of, optimizer_in, words_of
+from probes.formats.remarks import doubts_on, notes_on
 from probes.formats.sets import Weights, as_dict, sets_in
 
 _EPOCHS = ("epoch", "epochs", "current_epoch", "epoch_num")
@@ -71,7 +72,15 @@ def find(contents: Contents, name: str, weights: str = "", limits: Limits | None
     facts = {**_facts(beside, contents.metadata, chosen, tied[chosen.name]), **contents.facts}
     if optimizer:
         facts["optimizer"] = words_of(optimizer)
-    doubts = (*contents.doubts, *_choice(chosen, sets), *_doubts(chosen, facts), *([doubt] if doubt else []))
+    if notes := list(notes_on(chosen.tensors, tied[chosen.name])):
+        facts["notes"] = notes
+    doubts = (
+        *contents.doubts,
+        *_choice(chosen, sets),
+        *_doubts(chosen, facts),
+        *doubts_on(chosen.tensors),
+        *([doubt] if doubt else []),
+    )
     order = {chosen.name: chosen, **sets}
     left = (*contents.left, *_left(chosen))
     return Found({key: each.tensors for key, each in order.items()}, chosen.name, tied, facts, doubts, moments, left)
@@ -224,33 +233,10 @@ def _choice(chosen: Weights, sets: Mapping[str, Weights]) -> Iterator[str]:
 
 
 def _doubts(chosen: Weights, facts: Mapping[str, Any]) -> Iterator[str]:
-    tensors, left = chosen.tensors, _left(chosen)
+    left = _left(chosen)
     if left:
         yield f"{len(left)} entries are no tensors and were left out ({', '.join(left[:3])})."
     if chosen.mixed:
         yield "Some names begin with module. or _orig_mod. and some do not: the prefixes are mixed up and were kept."
     if "lora" in facts:
         yield "These are LoRA weights only: they need their base. Choose the base checkpoint to merge them with."
-    yield from _types(tensors)
-    for name, first in list(facts.get("tied", {}).items())[:3]:
-        yield f"{name} and {first} share their memory; they count as one parameter."
-    empty = [name for name, each in tensors.items() if not each.numel]
-    if empty:
-        yield f"{len(empty)} tensors have no elements ({empty[0]})."
-
-
-def _types(tensors: Mapping[str, Stored]) -> Iterator[str]:
-    def of(*starts: str) -> list[str]:
-        return [name for name, each in tensors.items() if each.dtype.startswith(starts)]
-
-    if tiny := of("float8"):
-        yield f"{len(tiny)} tensors are float8 ({tiny[0]}): one digit of each weight is known; they widen to float32."
-    if half := of("float16", "bfloat16"):
-        yield f"{len(half)} tensors are stored in half precision ({half[0]}): some 3 digits of each weight are known."
-    if double := of("float64"):
-        yield f"{len(double)} tensors are float64 ({double[0]}); computing in float32 rounds them."
-    if twofold := of("complex"):
-        yield f"{len(twofold)} tensors are complex ({twofold[0]}); analyses of real weights leave them out."
-    whole = [name for name in of("int", "uint", "bool") if not name.endswith("num_batches_tracked")]
-    if whole:
-        yield f"{len(whole)} tensors are not floating ({whole[0]}): they are buffers or quantized weights."
