@@ -55,7 +55,9 @@ class Net(nn.Module):
 def equal(mine: Any, theirs: Any) -> bool:
     """Compare what was read with what torch.load gives, in values and kinds, bit for bit."""
     if isinstance(theirs, torch.Tensor):
-        raw = theirs.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        flat = torch.empty(theirs.numel(), dtype=theirs.dtype)
+        flat.copy_(theirs.detach().reshape(-1))
+        raw = flat.view(torch.uint8).numpy().tobytes()
         dtype = str(theirs.dtype).removeprefix("torch.")
         return (mine.dtype, mine.shape, mine.read().tobytes()) == (dtype, tuple(theirs.shape), raw)
     if isinstance(theirs, dict):
