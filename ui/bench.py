@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +74,15 @@ def take_upload(subject: str, sha256: str) -> None:
         return replace(bench, checkpoints=_with(bench.checkpoints, sha256)) if kind == "checkpoint" else bench
 
     change(id, laid)
+
+
+def picked(
+    values: Sequence[str], added: Sequence[str], removed: Sequence[str], of: Callable[[str], str] = str
+) -> tuple[str, ...]:
+    """Return a list with some taken off it and some added, each by `of` it; what else is in it stays."""
+    kept = tuple(each for each in values if of(each) not in removed)
+    here = set(map(of, kept))
+    return (*kept, *(each for each in added if each not in here))
 
 
 def current_id() -> str:

@@ -28,20 +28,29 @@ def choose(
     wanted: Callable[[StoredFile], bool],
     chosen: Sequence[str],
     name: str,
-    save: Callable[[list[str]], None],
+    save: Callable[[list[str], list[str]], None],
 ) -> None:
-    """Choose among the stored files; what was chosen already stays in the list whatever it is."""
+    """Choose among the stored files; what was chosen already stays in the list whatever it is.
+
+    save: is told what the user added and what was taken off. Not the whole list: while files arrive, a browser tells of
+    lists that are no longer on the page.
+    """
     files = [each for each in store().files() if wanted(each) or each.sha256 in chosen]
     about = {each.sha256: f"{each.name} · {size(each.bytes)} · {each.sha256[:8]}" for each in files}
     now = [each for each in chosen if each in about]
     key = key_for(name, now)
+
+    def tell() -> None:
+        given = list(st.session_state[key])
+        save([each for each in given if each not in now], [each for each in now if each not in given])
+
     st.multiselect(
         label,
         list(about),
         default=now,
         key=key,
         format_func=lambda sha256: about.get(sha256, sha256[:8]),
-        on_change=lambda: save(list(st.session_state[key])),
+        on_change=tell,
         placeholder="None yet" if not about else "Choose",
         disabled=not about,
     )

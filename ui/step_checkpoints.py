@@ -32,13 +32,12 @@ def draw(id: str, bench: Bench) -> Mapping[str, Found]:
             "zip of a Hugging Face, PEFT or distributed checkpoint folder.",
         )  # fmt: skip
         from_server("checkpoint", lambda sha256: benches.take_upload(f"checkpoint/{id}", sha256))
-        meant = {reference(each).sha256: each for each in bench.checkpoints}
         choose(
             "On the bench",
             lambda file: not looks_like_data(file),
-            list(meant),
+            list(dict.fromkeys(map(_file_of, bench.checkpoints))),
             "bench-checkpoints",
-            lambda chosen: benches.put(id, checkpoints=tuple(meant.get(each, each) for each in chosen)),
+            lambda added, removed: _pick(id, added, removed),
         )
         if not bench.checkpoints:
             return {}
@@ -53,6 +52,17 @@ def draw(id: str, bench: Bench) -> Mapping[str, Found]:
             _doubts(list(found.values()))
             _tensors(found)
         return found
+
+
+def _file_of(text: str) -> str:
+    return reference(text).sha256
+
+
+def _pick(id: str, added: list[str], removed: list[str]) -> None:
+    def how(bench: Bench) -> Bench:
+        return replace(bench, checkpoints=benches.picked(bench.checkpoints, added, removed, _file_of))
+
+    benches.change(id, how)
 
 
 def _take_off(id: str, text: str) -> None:

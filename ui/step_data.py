@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import streamlit as st
@@ -45,12 +46,16 @@ def draw(id: str, bench: Bench) -> dict[str, Any] | None:
         st.subheader("3 · Data", anchor=False)
         uploader("data", id, HINT)
         from_server("data", lambda sha256: benches.take_upload(f"data/{id}", sha256))
-        choose("Files", _offered, bench.files, "bench-files", lambda chosen: benches.put(id, files=tuple(chosen)))
+        choose("Files", _offered, bench.files, "bench-files", lambda added, removed: _pick(id, added, removed))
         _operator(id, bench)
         if not bench.files:
             return None
         _form(id, bench)
         return _shown(id, bench)
+
+
+def _pick(id: str, added: list[str], removed: list[str]) -> None:
+    benches.change(id, lambda bench: replace(bench, files=benches.picked(bench.files, added, removed)))
 
 
 def _offered(file: Any) -> bool:
