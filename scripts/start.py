@@ -92,9 +92,10 @@ class Service:
         self.starts = [each for each in self.starts if now - each < 60] + [now]
         if len(self.starts) > 5:
             sys.exit(f"The {self.name} died five times within a minute; its message is above.")
-        self.process = subprocess.Popen(
-            self.command, cwd=ROOT, env=self.environment, start_new_session=True, stdin=subprocess.DEVNULL
-        )
+        with undisturbed():
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=self.environment, start_new_session=True, stdin=subprocess.DEVNULL
+            )
 
     def stop(self, seconds: float = 8) -> None:
         """Ask the process to end, then end its whole group."""
@@ -107,6 +108,24 @@ class Service:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let signals wait while a process is started: one that nobody knows yet would not be ended."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in heard:
+        signal.signal(number, lambda signum, _: came.append(signum))
+    try:
+        yield
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

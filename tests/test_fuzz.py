@@ -222,8 +222,9 @@ def test_no_changed_byte_of_a_zip_goes_unnoticed(place: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not made for this machine")
 def test_libfuzzer_finds_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("fuzz_readers.py")), f"-runs={8000 * TIMES}", "-seed=7"]
+    small = ["sh", "-c", '"$@"; exit $?', "sh"]  # Linux counts the memory of whoever forks as the peak of the forked
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}
+        [*small, *command], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Done" in done.stderr

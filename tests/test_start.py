@@ -91,6 +91,27 @@ def test_a_taken_port_is_said() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_signal_during_a_start_waits_until_the_process_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Ctrl-C at that moment would leave a process that nobody ends."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    start = importlib.import_module("start")
+    popen = subprocess.Popen
+
+    def interrupted(*arguments, **settings):
+        process = popen(*arguments, **settings)
+        signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(start.subprocess, "Popen", interrupted)
+    service = start.Service("sleeper", ["sleep", "60"], dict(os.environ))
+    with pytest.raises(KeyboardInterrupt):
+        service.keep_alive()
+    assert service.process.poll() is None
+    service.stop()
+    assert service.process.returncode == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     port, workspace = free_port(), tmp_path / "workspace"
