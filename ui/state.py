@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,17 @@ from workspace.uploads import Uploads
 
 def store() -> Store:
     """Return the workspace that the environment names, opened once."""
-    return _opened(_root())
+    return _workspace().store
 
 
 def jobs() -> Jobs:
     """Return its queue."""
-    return _jobs(_root())
+    return _workspace().jobs
 
 
 def uploads() -> Uploads:
     """Return what receives its files."""
-    return _uploads(_root())
+    return _workspace().uploads
 
 
 def answer(spec: JobSpec) -> dict[str, Any] | None:
@@ -68,23 +70,26 @@ def key_for(name: str, value: object) -> str:
     return f"{name}-{fingerprint(value)[:10]}"
 
 
-def _root() -> str:
-    return str(Path(os.environ.get(ENVIRONMENT) or DEFAULT_FOLDER).resolve())
+@dataclass(frozen=True)
+class _Workspace:
+    """What there is one of for a workspace in this process: an upload begun with one must be known to all."""
+
+    store: Store
+    jobs: Jobs
+    uploads: Uploads
 
 
-@lru_cache(maxsize=4)
-def _opened(root: str) -> Store:
-    return open_store(Path(root))
+_opened: dict[str, _Workspace] = {}
+_one_opens = threading.Lock()
 
 
-@lru_cache(maxsize=4)
-def _jobs(root: str) -> Jobs:
-    return Jobs(_opened(root))
-
-
-@lru_cache(maxsize=4)
-def _uploads(root: str) -> Uploads:
-    return Uploads(_opened(root))
+def _workspace() -> _Workspace:
+    root = str(Path(os.environ.get(ENVIRONMENT) or DEFAULT_FOLDER).resolve())
+    with _one_opens:
+        if root not in _opened:
+            store = open_store(Path(root))
+            _opened[root] = _Workspace(store, Jobs(store), Uploads(store))
+        return _opened[root]
 
 
 @lru_cache(maxsize=256)

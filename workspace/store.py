@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ class Store:
 
     def admitted_bytes(self) -> int:
         """Sum up the copies of checkpoints."""
-        return sum(_size(each) for each in (self.root / "admitted").glob("*/*"))
+        return sum(_size(each) for each in _below(self.root / "admitted"))
 
     def file(self, sha256: str) -> StoredFile | None:
         """Return what is known of a stored file."""
@@ -178,7 +178,8 @@ class Store:
     def sweep(self, now: float | None = None) -> int:
         """Remove temporary files that dead processes left; return how many."""
         before = (time.time() if now is None else now) - STALE_SECONDS
-        stale = [path for each in ("objects", "runs") for path in (self.root / each).rglob(".*.tmp")]
+        found = (path for each in ("objects", "runs") for path in _below(self.root / each))
+        stale = [path for path in found if path.name.startswith(".") and path.suffix == ".tmp"]
         return sum(_remove_if_older(path, before) for path in stale)
 
     def _temporary(self) -> Path:
@@ -266,6 +267,12 @@ def _sync_folder(folder: Path) -> None:
 def _plain_name(name: str) -> str:
     last = re.split(r"[/\\]", name.strip())[-1]
     return "".join(each if each.isprintable() else "�" for each in last)[:255] or "unnamed"
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder; others may make and remove folders there meanwhile."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)
 
 
 def _size(path: Path) -> int:

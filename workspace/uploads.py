@@ -8,6 +8,7 @@ already is given so that the sender can tell whether it is indeed the same file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -191,12 +192,18 @@ class Uploads:
             raise UploadError(413, f"{name} has {words(size)}; the disk of this server is too full for it.")
 
     def _declared(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in self.folder.glob("*.json")]
+        found = []
+        for path in self.folder.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # finished just now; or torn by a power cut
+                found.append(json.loads(path.read_text()))
+        return found
 
     def _open(self, part: Part) -> Part:
         path = self._path(part.id)
         declared = {"id": part.id, "subject": part.subject, "name": part.name, "bytes": part.size}
-        path.with_suffix(".json").write_text(json.dumps(declared))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(declared))
+        temporary.replace(path.with_suffix(".json"))
         path.touch()
         part.reread(path)
         return part
