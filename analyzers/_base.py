@@ -146,6 +146,8 @@ class Analyzer(ABC):
     question: ClassVar[str]  # one sentence: what one learns
     version: ClassVar[int]  # raised when the same inputs would give another answer
     result: ClassVar[type[Result]]
+    series: ClassVar[bool] = False  # asks about the checkpoints of a training run, not about one
+    needs_objective: ClassVar[bool] = True  # else `run` is given None: names and tensors are enough
 
     def __post_init__(self) -> None:
         for each in self.options():
@@ -158,7 +160,10 @@ class Analyzer(ABC):
 
     @abstractmethod
     def run(self, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick) -> Result:
-        """Answer the question; the same inputs, options and seed give the same answer."""
+        """Answer the question; the same inputs, options and seed give the same answer.
+
+        objective: at the first of the checkpoints; `objective.at(other)` is at another.
+        """
 
 
 def differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:

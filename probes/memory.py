@@ -78,3 +78,15 @@ def _cgroup_left() -> int:
     if not (limit.is_file() and used.is_file()) or limit.read_text().strip() == "max":
         return 1 << 62
     return max(int(limit.read_text()) - int(used.read_text()), 0)
+
+
+def device_named(name: str) -> torch.device:
+    """Return a device by its name; "auto" is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what people call a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -15,8 +15,8 @@ from probes import VERSION
 from probes.errors import CurvatureError, ObjectiveError
 from probes.fitting import first_bad_layer, fit
 from probes.losses import REDUCTIONS, Evaluation, Tally, counted, evaluation, tally, total_loss
-from probes.memory import graph_bytes, is_out_of_memory, spare_bytes
-from probes.own_loss import OwnLoss
+from probes.memory import device_name, device_named, graph_bytes, is_out_of_memory, spare_bytes
+from probes.own_loss import OwnLoss, own_loss_of
 from probes.specs import LossName, ModelSpec
 from probes.strict import ATTENTION, strict
 
@@ -54,7 +54,8 @@ class Objective:
             raise ValueError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
         self.module = getattr(module, "_orig_mod", module).eval()
         self.batches, self.loss, self.about, self.own = batches, loss, dict(about or {}), own
-        self.device = _device(device)
+        self.load: Callable[[Checkpoint], nn.Module] | None = None  # puts another checkpoint into the same model
+        self.device = device_named(device)
         self.dtype = DTYPES[dtype]
         if own is not None:
             fitted = own.fit(self.module, self._as_floats(), batches.inputs, batches.targets)
@@ -129,6 +130,16 @@ class Objective:
         other.micro_batch = min(self.micro_batch, len(rows))
         return other
 
+    def at(self, checkpoint: Checkpoint) -> Objective:
+        """Return the same objective at another checkpoint of the same model; raise ModelError where it does not fit."""
+        if self.load is None:
+            raise ValueError("this objective was made of a module, not of a checkpoint")
+        other = copy.copy(self)
+        other.module = self.load(checkpoint).eval()
+        other.about = {**self.about, "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256}}
+        other._place(self.inputs, self.targets)
+        return other
+
     def converted(self, dtype: str, micro_batch: int = 0) -> Objective:
         """Return the same objective in a dtype, and with a micro-batch unless 0."""
         other = self if DTYPES[dtype] == self.dtype else self.subset(len(self.inputs), dtype)
@@ -152,7 +163,7 @@ class Objective:
             "attention": ATTENTION,
             "seed": None,
             "versions": {"theodolite": VERSION, "torch": torch.__version__, "python": platform.python_version()},
-            "device": _device_name(self.device),
+            "device": device_name(self.device),
             "checkpoint": self.about.get("checkpoint"),
         }
 
@@ -200,7 +211,7 @@ class Objective:
     def _halve(self) -> None:
         if self.micro_batch == 1:
             raise ObjectiveError(
-                f"The memory of {_device_name(self.device)} is not enough for a single example; "
+                f"The memory of {device_name(self.device)} is not enough for a single example; "
                 "use a device with more memory, a shorter context, or smaller examples."
             )
         self.micro_batch //= 2
@@ -268,31 +279,14 @@ def build_objective(
         "model": title_of(spec),
         "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
     }
-    own = _own(spec) if loss == "operator" else None
-    module = load_model(spec, checkpoint)
+    own = own_loss_of(spec) if loss == "operator" else None
     options: dict[str, Any] = {"device": device, "dtype": dtype, "micro_batch": micro_batch}
-    return Objective(module, batches, loss, about=about, own=own, **options)
-
-
-def _own(spec: ModelSpec) -> OwnLoss:
-    if spec.source != "operator":
-        raise ObjectiveError("The operator's own loss goes with a model from the operator's file; choose another loss.")
-    from probes.operator_models import operator_loss
-
-    return OwnLoss(operator_loss(spec.name))
+    objective = Objective(load_model(spec, checkpoint), batches, loss, about=about, own=own, **options)
+    objective.load = lambda other: load_model(spec, other)
+    return objective
 
 
 def _gradients(share: Tensor, theta: list[Tensor]) -> list[Tensor]:
     if not share.requires_grad:
         raise CurvatureError("The loss does not depend on any parameter: the model cuts the gradient (detach?).")
     return list(torch.autograd.grad(share, theta, allow_unused=True, materialize_grads=True))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

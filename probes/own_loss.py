@@ -13,6 +13,7 @@ from torch.func import functional_call
 from probes.errors import ObjectiveError
 from probes.fitting import Fit
 from probes.losses import Tally
+from probes.specs import ModelSpec
 from probes.strict import strict
 
 Batch = tuple[Tensor, Tensor]
@@ -68,3 +69,12 @@ class OwnLoss:
                 "each alone; it must return the mean over the examples of the batch, each with the same weight."
             )
         return Fit(inputs, targets, ())
+
+
+def own_loss_of(spec: ModelSpec) -> OwnLoss:
+    """Return the loss in the operator's file that a model comes from; raise ObjectiveError for other models."""
+    if spec.source != "operator":
+        raise ObjectiveError("The operator's own loss goes with a model from the operator's file; choose another loss.")
+    from probes.operator_models import operator_loss
+
+    return OwnLoss(operator_loss(spec.name))

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from probes.architecture import naming
 from probes.checkpoint import Checkpoint
 from probes.data import Batches, read_batches
 from probes.errors import DataError, ObjectiveError, ProbeError
-from probes.gate import judge
 from probes.objective import Objective, build_objective
 from probes.specs import LOSS_TITLES, DataSpec, LossName, ModelSpec
+from workspace.answering import answered
 from workspace.command_copies import Copies
 from workspace.command_model import model_of
 from workspace.export import as_filename, csv_of, html_of
@@ -50,17 +49,20 @@ def run(chosen: argparse.Namespace, say: Say) -> None:
 
 def _analysed(chosen: argparse.Namespace, analyzer: Analyzer, copies: Copies, say: Say) -> Result:
     checkpoints = tuple(copies.read(path, chosen.weights, chosen.base) for path in chosen.checkpoint)
-    model = model_of(chosen.model, checkpoints[0], say, copies.folder)
-    batches = _batches(chosen, model, checkpoints[0], say)
-    loss = chosen.loss or loss_of(batches)
-    say(f"Loss: {LOSS_TITLES[loss]}{'' if chosen.loss else ' (by the targets)'}.")
-    objective = _objective(chosen, analyzer, model, checkpoints[0], batches, loss)
+
+    def objective_at(first: Checkpoint) -> Objective:
+        model = model_of(chosen.model, first, say, copies.folder)
+        batches = _batches(chosen, model, first, say)
+        loss = chosen.loss or loss_of(batches)
+        say(f"Loss: {LOSS_TITLES[loss]}{'' if chosen.loss else ' (by the targets)'}.")
+        return _objective(chosen, analyzer, model, first, batches, loss)
+
+    if analyzer.needs_objective and not chosen.data:
+        raise DataError(f"{analyzer.title} needs data. Name a file or folder with --data.")
     with Progress() as progress:
-        gate = judge(objective.evaluate(progress), checkpoints[0], batches)
-    say(f"Gate: {gate.verdict}. {gate.sentence}")
-    with Progress() as progress:
-        result = analyzer.run(objective, checkpoints, progress)
-    return replace(result, caveats=(*result.caveats, *gate.caveats))
+        return answered(
+            analyzer, checkpoints, objective_at, progress, lambda gate: say(f"Gate: {gate.verdict}. {gate.sentence}")
+        )
 
 
 def _shown(value: Any) -> str:

@@ -23,18 +23,27 @@ if TYPE_CHECKING:
 
 
 def analysis(
-    analyzer: Analyzer, checkpoints: Sequence[str], model: ModelSpec, data: DataSpec, loss: LossName, title: str
+    analyzer: Analyzer,
+    checkpoints: Sequence[str],
+    model: ModelSpec | None,
+    data: DataSpec | None,
+    loss: LossName | None,
+    title: str,
 ) -> JobSpec:
-    """Ask an analyzer about checkpoints, by their references; files in `model` and `data` go by their sha256."""
-    payload = {
+    """Ask an analyzer about checkpoints, by their references; files in `model` and `data` go by their sha256.
+
+    Model, data and loss are left out where the analyzer needs none.
+    """
+    payload: dict[str, Any] = {
         "analyzer": analyzer.name,
         "version": analyzer.version,
         "options": asdict(analyzer),
         "checkpoints": list(checkpoints),
-        "model": model.to_json(),
-        "data": data.to_json(),
-        "loss": loss,
     }
+    if analyzer.needs_objective:
+        if model is None or data is None or loss is None:
+            raise ValueError(f"{analyzer.name} needs model, data and loss")
+        payload |= {"model": model.to_json(), "data": data.to_json(), "loss": loss}
     return JobSpec("analysis", payload, title)
 
 

@@ -26,6 +26,7 @@ from probes.models import compare, recognise, title_of
 from probes.objective import Objective, build_objective
 from probes.specs import DataSpec, ModelSpec
 from workspace import admission, example
+from workspace.answering import answered
 from workspace.examination import Tick as Report
 from workspace.export import as_filename, image_of
 from workspace.folders import zip_of
@@ -78,10 +79,7 @@ def _analysis(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
     tick(0.0, "reading checkpoint and data")
     analyzer = catalogue()[payload["analyzer"]](**payload["options"])
     checkpoints = tuple(_checkpoint(sha256, store) for sha256 in payload["checkpoints"])
-    objective = _objective(payload, checkpoints[0], store)
-    gate = judge(objective.evaluate(), checkpoints[0], objective.batches)
-    result = analyzer.run(objective, checkpoints, tick)
-    result = replace(result, caveats=(*result.caveats, *gate.caveats))
+    result = answered(analyzer, checkpoints, lambda first: _objective(payload, first, store), tick)
     for name, figure in result.figures().items():
         write_atomically(folder / "figures" / f"{name}.json", figure.to_json().encode())
     result.save(folder)
