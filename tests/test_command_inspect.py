@@ -48,6 +48,14 @@ def test_a_file_in_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "weights: model of model, ema" in said and "best_acc 91.5" in said
 
 
+def test_the_runner_up_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torchvision
+
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "s.pt")
+    assert main(["inspect", str(tmp_path / "s.pt")]) == 0
+    assert "runner-up: torchvision squeezenet1_0, 1,000 classes. " in capsys.readouterr().out
+
+
 def test_every_verdict_has_every_key(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "bad.pt").write_bytes(b"hello")
     (folder / "a.csv").write_text("x,y\n" + "1,0\n2,1\n" * 3)

@@ -192,6 +192,8 @@ def words_of(about: Mapping[str, Any]) -> Iterator[str]:
     yield from [f"    and {more} more"] if more > 0 else []
     yield f"  model: {found['title'] or 'not looked for'}"
     yield from (f"    {each}" for each in found["reasons"])
+    second = found.get("runner_up")
+    yield from [f"    runner-up: {second['title']}. {second['sentence']}"] if second else []
     yield from (f"  left behind: {each}" for each in about["left"])
     yield from (f"  note: {each}" for each in about["facts"].get("notes", ()))
     yield from (f"  doubt: {each}" for each in about["doubts"])
