@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -21,6 +21,9 @@ from probes.specs import LossName, ModelSpec
 from probes.strict import ATTENTION, strict
 
 if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
+
     from probes.checkpoint import Checkpoint
     from probes.data import Batches
 
@@ -63,7 +66,6 @@ class Objective:
             fitted = fit(self.module, self._on_cpu, batches.inputs, batches.targets, loss)
         self.caveats: list[str] = [*batches.doubts, *fitted.caveats]
         self._place(fitted.inputs, fitted.targets)
-        self.units = int(counted(loss, self.targets).sum())
         self.micro_batch = 1
         self.micro_batch = min(micro_batch or self.in_memory(self._automatic), len(self.inputs))
 
@@ -90,12 +92,16 @@ class Objective:
         """Return the share of a micro-batch in the mean loss: the parts' shares add up to the loss."""
         if self.own is not None:
             return self.own.total(self.module, self._values(theta), self._batch(part)) / self.units
-        targets = self.targets[part].to(self.device)
-        return total_loss(self.loss, self.outputs(theta, part), targets) / self.units
+        return total_loss(self.loss, self.outputs(theta, part), self.targets[part].to(self.device)) / self.units
 
     def evaluate(self, tick: Callable[[float, str], None] | None = None) -> Evaluation:
         """Return loss and accuracy with standard errors; raise ObjectiveError naming the layer if not finite."""
-        return self.in_memory(lambda: self._evaluate(tick))
+        return evaluation(self.loss, self.in_memory(lambda: self._tallies(tick)), self.targets)
+
+    def example_losses(self, tick: Callable[[float, str], None] | None = None) -> NDArray[float64]:
+        """Return the loss of each example, summed over its units, (N,); raise ObjectiveError as `evaluate` does."""
+        tallies = self.in_memory(lambda: self._tallies(tick))
+        return torch.cat([each.losses for each in tallies]).cpu().numpy()  # type: ignore[no-any-return]
 
     def gradient(self, theta: list[Tensor] | None = None) -> Tensor:
         """Return the gradient of the mean loss, flat (P,), at `theta` or at the checkpoint's own parameters."""
@@ -123,11 +129,16 @@ class Objective:
     def subset(self, count: int, dtype: str) -> Objective:
         """Return the objective of `count` examples spread evenly over all, in another dtype; a copy."""
         rows = torch.linspace(0, len(self.inputs) - 1, min(count, len(self.inputs))).round().long()
-        other = copy.copy(self)
-        other.dtype, other.caveats = DTYPES[dtype], []
-        other._place(self.inputs[rows.to(self.inputs.device)], self.targets[rows.to(self.targets.device)])
-        other.units = int(counted(self.loss, other.targets).sum())
-        other.micro_batch = min(self.micro_batch, len(rows))
+        other = self.chosen(rows.tolist())
+        other.dtype = DTYPES[dtype]
+        other._place(other.inputs, other.targets)
+        return other
+
+    def chosen(self, rows: Sequence[int]) -> Objective:
+        """Return the objective of these examples, in this order; a copy, at the same theta."""
+        other, at = copy.copy(self), torch.tensor(rows, dtype=torch.int64, device=self.inputs.device)
+        other._hold(self.inputs[at], self.targets[at])
+        other.caveats, other.micro_batch = [], min(self.micro_batch, len(rows))
         return other
 
     def at(self, checkpoint: Checkpoint) -> Objective:
@@ -149,7 +160,6 @@ class Objective:
 
     def card(self) -> dict[str, Any]:
         """Say of what the numbers are: what must agree before two results are compared."""
-        about = self.batches.about
         return {
             "model": self.about.get("model", type(self.module).__name__),
             "parameters": self.size,
@@ -157,7 +167,7 @@ class Objective:
             "reduction": REDUCTIONS[self.loss],
             "examples": len(self.batches),
             "examples_sha256": self.batches.sha256,
-            "normalisation": {key: about.get(key) for key in ("mean", "std")},
+            "normalisation": {key: self.batches.about.get(key) for key in ("mean", "std")},
             "mode": MODE,
             "dtype": str(self.dtype).removeprefix("torch."),
             "attention": ATTENTION,
@@ -168,18 +178,20 @@ class Objective:
         }
 
     def _place(self, inputs: Tensor, targets: Tensor) -> None:
-        module = self.module
-        parameters = {name: each for name, each in module.named_parameters() if each.is_floating_point()}
+        parameters = {name: each for name, each in self.module.named_parameters() if each.is_floating_point()}
         if not parameters:
             raise ObjectiveError("The model has no floating-point parameters to differentiate by.")
         self.names = tuple(parameters)
         self.theta = [self.cast(each).clone().requires_grad_() for each in parameters.values()]
-        self._constants = {name: self.cast(each) for name, each in module.named_buffers()}
-        rest = {name: each for name, each in module.named_parameters() if name not in parameters}
-        self._constants.update({name: self.cast(each) for name, each in rest.items()})
+        rest = [pair for pair in self.module.named_parameters() if pair[0] not in parameters]
+        self._constants = {name: self.cast(each) for name, each in [*self.module.named_buffers(), *rest]}
+        self._hold(inputs, targets)
+
+    def _hold(self, inputs: Tensor, targets: Tensor) -> None:
         self.inputs, self.targets = self._typed(inputs), self._typed(targets)
         if (self.inputs.nbytes + self.targets.nbytes) * 4 < spare_bytes(self.device):
             self.inputs, self.targets = self.inputs.to(self.device), self.targets.to(self.device)
+        self.units = int(counted(self.loss, self.targets).sum())
 
     def _values(self, theta: list[Tensor]) -> dict[str, Tensor]:
         return {**self._constants, **dict(zip(self.names, theta, strict=True))}
@@ -217,11 +229,10 @@ class Objective:
         self.micro_batch //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        kept = [each for each in self.caveats if not each.startswith("Out of memory")]
         words = f"Out of memory: the micro-batch was halved to {self.micro_batch} (the numbers do not depend on it)."
-        self.caveats[:] = [*kept, words]
+        self.caveats[:] = [*(each for each in self.caveats if not each.startswith("Out of memory")), words]
 
-    def _evaluate(self, tick: Callable[[float, str], None] | None) -> Evaluation:
+    def _tallies(self, tick: Callable[[float, str], None] | None) -> list[Tally]:
         tallies: list[Tally] = []
         for part in self.parts():
             with torch.no_grad(), strict(self.module):
@@ -231,7 +242,7 @@ class Objective:
             tallies.append(each)
             if tick is not None:
                 tick(part.stop / len(self.inputs), "loss and accuracy")
-        return evaluation(self.loss, tallies, self.targets)
+        return tallies
 
     def _tally(self, part: slice) -> Tally:
         if self.own is not None:
@@ -243,8 +254,7 @@ class Objective:
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         with strict(self.module):
             for part in self.parts():
-                share = self.part_loss(theta, part)
-                total += self.flat(_gradients(share, theta))
+                total += self.flat(_gradients(self.part_loss(theta, part), theta))
         return total
 
     def _not_finite(self, part: slice) -> ObjectiveError:
@@ -275,10 +285,7 @@ def build_objective(
     """
     from probes.models import load_model, title_of
 
-    about = {
-        "model": title_of(spec),
-        "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
-    }
+    about = {"model": title_of(spec), "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256}}
     own = own_loss_of(spec) if loss == "operator" else None
     options: dict[str, Any] = {"device": device, "dtype": dtype, "micro_batch": micro_batch}
     objective = Objective(load_model(spec, checkpoint), batches, loss, about=about, own=own, **options)

@@ -1,0 +1,79 @@
+"""Examples as one looks at them: the inputs of a model turned back into pictures, or into text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from probes.dataset.files import shown
+
+if TYPE_CHECKING:
+    from probes.data import Batches
+
+_ROUNDING = 1e-3  # how far a value may lie outside of [0, 1] after mean and std were undone in float32
+
+
+def pictures_of(batches: Batches, rows: Sequence[int], side: int = 48) -> NDArray[np.uint8] | None:
+    """Return examples as pictures (K, H, W, 3), none larger than `side` pixels; None when they are no images.
+
+    Mean and std are undone. Values in [0, 1] are taken as brightness, others are stretched over the whole range of
+    these pictures. Of two channels the first is shown, in grey, and of more than three the first three.
+    """
+    if batches.inputs.ndim != 4 or not batches.inputs.is_floating_point():
+        return None
+    values = _undone(batches.inputs[list(rows)].double().numpy(), batches.about)
+    values = values[:, :3] if values.shape[1] >= 3 else np.repeat(values[:, :1], 3, axis=1)
+    if len(values) and not (values.min() >= -_ROUNDING and values.max() <= 1 + _ROUNDING):
+        low, high = values.min(), values.max()
+        values = (values - low) / ((high - low) or 1.0)
+    pixels = np.rint(values.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return _reduced(np.ascontiguousarray(pixels), side)
+
+
+def texts_of(batches: Batches, rows: Sequence[int], most: int = 160) -> list[str] | None:
+    """Return examples of token ids as text of `most` characters each; None when they are no tokens.
+
+    Bytes are decoded. Of other tokenizers the examples keep the ids alone, and these are shown.
+    """
+    inputs = batches.inputs
+    if inputs.ndim != 2 or inputs.is_floating_point():
+        return None
+    kept = [_counted(batches, row) for row in rows]
+    if batches.about.get("tokenizer") == "bytes":
+        return [_cut(bytes(each.clip(0, 255).tolist()).decode("utf-8", "replace"), most) for each in kept]
+    return [_cut(" ".join(map(str, each[:most].tolist())), most) for each in kept]
+
+
+def _counted(batches: Batches, row: int) -> NDArray[np.int64]:
+    """Return the ids of an example: with the token that it predicts last, and without padding, where targets tell."""
+    ids: NDArray[np.int64] = batches.inputs[row].numpy()
+    if batches.targets.shape != batches.inputs.shape:
+        return ids
+    targets = batches.targets[row].numpy()
+    predicted = np.flatnonzero(targets != -100)
+    last = int(predicted[-1]) if len(predicted) else len(ids) - 1
+    return np.append(ids[: last + 1], targets[last : last + 1][: len(predicted)])
+
+
+def _undone(values: NDArray[np.float64], about: Any) -> NDArray[np.float64]:
+    std = np.asarray(about.get("std") or (1.0,), np.float64).reshape(1, -1, 1, 1)
+    mean = np.asarray(about.get("mean") or (0.0,), np.float64).reshape(1, -1, 1, 1)
+    return values * std + mean  # type: ignore[no-any-return]
+
+
+def _reduced(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    height, width = pixels.shape[1:3]
+    scale = side / max(height, width)
+    if scale >= 1 or not len(pixels):
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.stack([np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BOX)) for each in pixels])
+
+
+def _cut(text: str, most: int) -> str:
+    line = text if len(text) <= most else f"{text[: most - 1]}…"
+    return shown(line.replace("\n", "↵").replace("\t", "→"))
