@@ -180,7 +180,8 @@ def test_hostile_names_are_shown_as_what_they_are(page: Page, place: Place, base
         ui.upload(page, "checkpoint", path)
         settle(page, place, 1)
         page.get_by_text("Tensors, and what else the files say").click()
-        expect(page.get_by_text("sha256", exact=True).first).to_be_visible(timeout=ui.SOON)
+        opened = page.get_by_test_id("stExpanderDetails").get_by_text("sha256", exact=True)
+        expect(opened.first).to_be_visible(timeout=ui.SOON)
         page.wait_for_timeout(300)
         assert strange_nodes(page) == 0, name
     ui.open_page(page, f"{place.app.url}/jobs")
