@@ -1,0 +1,376 @@
+"""The final linear head: that it is found or refused, and the closed form against autograd, example by example."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from curvature_oracles import batches, cnn, gpt, mlp
+from networks import IndependentGPT
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from probes import head_alignment
+from probes.errors import ModelError, ObjectiveError
+from probes.head import find_head
+from probes.head_alignment import Aligned, align, class_of
+from probes.models import build
+from probes.objective import Objective
+from probes.own_loss import OwnLoss
+from probes.specs import ModelSpec
+
+Net = tuple[nn.Module, object, str, str]
+
+
+class Squeezed(nn.Module):
+    """One logit an example, without a last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out = nn.Linear(5, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(x).tanh()).squeeze(-1)
+
+
+class Conv1D(nn.Module):
+    """The layer that transformers' GPT-2 is made of: a kernel (in, out)."""
+
+    def __init__(self, out: int, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(width, out)), nn.Parameter(torch.randn(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+def net_of(name: str) -> Net:
+    """A network, its examples, its loss, and the name of its head's kernel."""
+    torch.manual_seed(5)
+    x, y = torch.randn(13, 5), torch.randint(4, (13,))
+    pictures, values = torch.randn(7, 2, 4, 4), torch.randn(7, 3, 4, 4)
+    if name in ("mlp", "cnn", "gpt"):
+        made = {"mlp": mlp, "cnn": cnn, "gpt": gpt}[name]()
+        last = {"mlp": "4.weight", "cnn": "6.weight", "gpt": "head.weight"}[name]
+        return *made, "causal_lm" if name == "gpt" else "cross_entropy", last
+    pointwise = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.Tanh(), nn.Conv2d(5, 3, 1))
+    pooled = nn.Sequential(nn.Conv2d(2, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(5, 4, 1), nn.Flatten())
+    tokens = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    return {
+        "bce": (nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), batches(x, torch.rand(13, 4)),
+                "bce_with_logits", "2.weight"),
+        "bce one": (Squeezed(), batches(x, (y > 1).float()), "bce_with_logits", "out.weight"),
+        "mse": (nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4, bias=False)), batches(x, torch.randn(13, 4)),
+                "mse", "2.weight"),
+        "mse labels": (nn.Linear(5, 4), batches(x, y), "mse", "weight"),
+        "mse tokens": (tokens, batches(torch.randn(6, 5, 4), torch.randn(6, 5, 3)), "mse", "2.weight"),
+        "mse map": (pointwise, batches(pictures, values), "mse", "2.weight"),
+        "conv": (pooled, batches(pictures, torch.randint(4, (7,))), "cross_entropy", "2.weight"),
+        "conv1d": (nn.Sequential(nn.Linear(5, 6), nn.Tanh(), Conv1D(4, 6)), batches(x, y), "cross_entropy", "2.weight"),
+    }[name]  # type: ignore[return-value]  # fmt: skip
+
+
+NAMES = ("mlp", "cnn", "gpt", "bce", "bce one", "mse", "mse labels", "mse tokens", "mse map", "conv", "conv1d")
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": functional.cross_entropy,
+    "bce_with_logits": functional.binary_cross_entropy_with_logits,
+    "mse": functional.mse_loss,
+}
+
+
+def objective_of(name: str, micro_batch: int = 4, dtype: str = "float64") -> Objective:
+    net, data, loss, _ = net_of(name)
+    return Objective.of(net, data, loss, micro_batch=micro_batch, dtype=dtype)  # type: ignore[arg-type]
+
+
+def by_autograd(name: str) -> np.ndarray:
+    """The cosine of each example's negative gradient with the kernel of the head, by one backward pass for each."""
+    net, data, loss, kernel = net_of(name)
+    net = copy.deepcopy(net).double().eval()
+    if name == "gpt":  # the head alone: its weights apart from those of the embedding
+        net.head.weight = nn.Parameter(net.head.weight.detach().clone())
+    W, found = dict(net.named_parameters())[kernel], []
+    inputs = data.inputs.double() if data.inputs.is_floating_point() else data.inputs
+    for x, y in zip(inputs, data.targets, strict=True):
+        outputs = net(x[None])[0]
+        if loss == "causal_lm":
+            places = (y != -100).nonzero()[:, 0]
+            losses = [functional.cross_entropy(outputs[t], y[t]) for t in places]
+        else:
+            hot = functional.one_hot(y, outputs.shape[-1]) if name == "mse labels" else y
+            losses = [LOSSES[loss](outputs, hot if loss == "cross_entropy" else hot.double())]
+        found.append(np.mean([cosine(each, W) for each in losses]))
+    return np.array(found)
+
+
+def cosine(loss: Tensor, W: Tensor) -> float:
+    (g,) = torch.autograd.grad(loss, W, retain_graph=True)
+    return -float((g * W).sum().detach() / (g.norm() * W.norm().detach()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_closed_form_is_the_cosine_by_autograd(name: str) -> None:
+    objective, expected = objective_of(name), by_autograd(name)
+    (found,) = align(objective, find_head(objective))
+    np.testing.assert_allclose(found.alignment, expected, atol=1e-12)
+    assert np.ptp(expected) > 0.02
+    (single,) = align(objective_of(name, dtype="float32"), find_head(objective))
+    np.testing.assert_allclose(single.alignment, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", [each for each in NAMES if each != "bce one"])
+def test_loss_and_accuracy_are_those_of_the_objective_with_and_without_a_head(name: str) -> None:
+    objective = objective_of(name)
+    expected = objective.evaluate()
+    for head in (find_head(objective), None):
+        (found,) = align(objective, head)
+        got = found.evaluation(objective)
+        for each in fields(expected):
+            one, two = getattr(expected, each.name), getattr(got, each.name)
+            assert two == (None if one is None else pytest.approx(one, rel=1e-12, nan_ok=True)), each.name
+        assert np.isnan(found.alignment).all() == (head is None)
+
+
+@pytest.mark.parametrize("name", ["cnn", "gpt", "bce", "mse map"])
+def test_no_number_depends_on_the_micro_batch(name: str) -> None:
+    head = find_head(objective_of(name))
+    whole, *others = (align(objective_of(name, size), head)[0] for size in (100, 1, 3))
+    for each in fields(Aligned):
+        for other in others:
+            np.testing.assert_allclose(getattr(other, each.name), getattr(whole, each.name), rtol=1e-9, atol=1e-12)
+
+
+def test_predictions_and_margins() -> None:
+    objective = objective_of("cnn")
+    logits = objective.outputs(objective.theta, slice(0, 11)).detach().numpy()
+    labels = objective.targets.numpy()
+    (found,) = align(objective, find_head(objective))
+    np.testing.assert_array_equal(found.predicted, logits.argmax(1))
+    rest = np.where(np.eye(4, dtype=bool)[labels], -np.inf, logits).max(1)
+    np.testing.assert_allclose(found.margins, logits[np.arange(11), labels] - rest, rtol=1e-9)
+    np.testing.assert_array_equal(found.right, logits.argmax(1) == labels)
+
+    objective = objective_of("bce one")
+    logits = objective.outputs(objective.theta, slice(0, 13)).detach().numpy()
+    (found,) = align(objective, find_head(objective))
+    np.testing.assert_array_equal(found.predicted, logits > 0)
+    np.testing.assert_array_equal(found.right, (logits > 0) == (objective.targets.numpy() == 1))
+    losses = functional.binary_cross_entropy_with_logits(torch.tensor(logits), objective.targets, reduction="none")
+    np.testing.assert_allclose(found.losses, losses.numpy())
+    np.testing.assert_allclose(found.margins, np.where(objective.targets.numpy() == 1, logits, -logits))
+    assert np.isnan(align(objective_of("mse"), find_head(objective_of("mse")))[0].margins).all()
+
+
+def test_a_language_model_in_pieces_gives_the_same_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_of("gpt", 2)
+    (whole,) = align(objective, find_head(objective))
+    for rows, columns in ((5, 3), (1, 7), (4, 1)):
+        monkeypatch.setattr(head_alignment, "ROWS", rows)
+        monkeypatch.setattr(head_alignment, "COLUMNS", columns)
+        (pieces,) = align(objective, find_head(objective))
+        for each in fields(Aligned):
+            np.testing.assert_allclose(getattr(pieces, each.name), getattr(whole, each.name), rtol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any tensor has."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, Tensor):
+                self.most = max(self.most, each.numel())
+        return out
+
+
+def test_no_array_of_tokens_by_vocabulary_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_alignment, "ROWS", 8)
+    monkeypatch.setattr(head_alignment, "COLUMNS", 16)
+    torch.manual_seed(0)
+    net = IndependentGPT(900, 12, 1, 2, 4, True)
+    x = torch.randint(900, (3, 12))
+    objective = Objective.of(net, batches(x, x.roll(-1, 1)), "causal_lm", micro_batch=3)
+    head = find_head(objective)
+    with Largest() as seen:
+        (found,) = align(objective, head)
+    assert np.isfinite(found.alignment).all()
+    assert seen.most <= 900 * 4 < 3 * 12 * 900
+
+
+def test_sure_predictions_are_not_rounded_away() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(6, 5)
+    x = torch.randn(9, 6) * 100
+    data = batches(x, net(x).argmax(1))
+    with torch.no_grad():
+        assert (net(x).softmax(1).max(1).values == 1).any()  # the naive derivative p - 1 is zero
+    found = [
+        align(objective, find_head(objective))[0].alignment
+        for objective in (Objective.of(net, data, "cross_entropy", dtype=each) for each in ("float32", "float64"))
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+    assert (found[1] > 0.01).all()
+
+
+def test_labels_of_another_set_are_answered_apart() -> None:
+    objective = objective_of("cnn")
+    head = find_head(objective)
+    other = (objective.targets + 1) % 4
+    own, moved = align(objective, head, (objective.targets, other))
+    np.testing.assert_array_equal(own.alignment, align(objective, head)[0].alignment)
+    net, data, _, _ = net_of("cnn")
+    again = Objective.of(net, batches(data.inputs, other), "cross_entropy", dtype="float64", micro_batch=4)
+    np.testing.assert_array_equal(moved.alignment, align(again, head)[0].alignment)
+    assert not np.allclose(own.alignment, moved.alignment)
+
+
+def test_without_gradient_or_weights_the_alignment_is_zero() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
+    x = torch.randn(5, 3)
+    with torch.no_grad():
+        net[0].bias[:] = -100
+    dead = Objective.of(net, batches(x, torch.arange(5) % 3), "cross_entropy")
+    (found,) = align(dead, find_head(dead))
+    assert found.alignment.tolist() == [0.0] * 5
+    assert found.zeros.tolist() == [1.0] * 5
+    one = Objective.of(nn.Linear(3, 1), batches(x, torch.zeros(5, dtype=torch.long)), "cross_entropy")
+    (found_one,) = align(one, find_head(one))
+    assert found_one.alignment.tolist() == found_one.losses.tolist() == [0.0] * 5
+
+
+def test_a_sequence_without_tokens_to_predict_has_no_alignment() -> None:
+    net, data, loss, _ = net_of("gpt")
+    targets = data.targets.clone()
+    targets[2] = -100
+    objective = Objective.of(net, batches(data.inputs, targets), loss, dtype="float64", micro_batch=2)
+    (found,) = align(objective, find_head(objective))
+    assert np.flatnonzero(np.isnan(found.alignment)).tolist() == [2]
+    assert found.evaluation(objective).loss == pytest.approx(objective.evaluate().loss)
+
+
+def spec_head(family: str, arguments: dict[str, object], inputs: Tensor, targets: Tensor, loss: str) -> tuple[str, ...]:
+    objective = Objective.of(build(ModelSpec("catalogue", family, arguments)), batches(inputs, targets), loss)
+    head = find_head(objective)
+    return head.name, head.kind, *head.shared
+
+
+def test_the_head_is_found() -> None:
+    objective = objective_of("mlp")
+    assert (find_head(objective).name, find_head(objective).kind) == ("4", "Linear")
+    assert find_head(objective_of("gpt")).shared == ("token",)
+    assert find_head(objective_of("mse labels")).name == ""
+    assert find_head(objective_of("mse labels")).shared == ()
+    assert find_head(objective_of("conv")).kind == "Conv2d"
+    images, tokens = torch.randn(2, 3, 32, 32), torch.randint(11, (2, 8))
+    assert spec_head("cifar_resnet", {"depth": 20}, images, torch.tensor([1, 2]), "cross_entropy") == (
+        "linear",
+        "Linear",
+    )
+    sizes = {"vocabulary": 11, "context": 8, "layers": 1, "heads": 2, "width": 16}
+    assert spec_head("small_gpt", sizes, tokens, tokens, "causal_lm") == ("lm_head", "Linear", "transformer.wte")
+
+
+def test_the_head_of_a_model_of_transformers_is_found() -> None:
+    from probes.hugging_face import _as_logits
+
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    net = _as_logits(transformers.GPT2LMHeadModel(config))
+    tokens = torch.randint(11, (3, 8))
+    objective = Objective(net, batches(tokens, tokens.roll(-1, 1)), "causal_lm", dtype="float64")
+    head = find_head(objective)
+    assert (head.name, head.shared) == ("lm_head", ("transformer.wte",))
+    (found,) = align(objective, head)
+    assert found.evaluation(objective).loss == pytest.approx(objective.evaluate().loss, rel=1e-12)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0 + super().forward(x).mul_(3)
+
+
+class Cosine(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.normalize(x), functional.normalize(self.weight)) * 8
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x).tanh())
+
+
+class Part(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[:, :4]
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (nn.Sequential(nn.Linear(5, 4), nn.LogSoftmax(1)), r"last layer is `1` \(LogSoftmax\)"),
+        (nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True)), r"last layer is `1` \(ReLU\)"),
+        (nn.Sequential(Scaled(5, 4)), r"not that of a linear layer: the last layer is `0` \(Scaled\)"),
+        (nn.Sequential(Cosine(5, 4)), r"\(Cosine\)"),
+        (Twice(), "`layer` is used more than once"),
+        (Part(), r"last layer is `layer` \(Linear\)"),
+    ],
+)
+def test_what_is_no_head_is_refused_in_words(net: nn.Module, words: str) -> None:
+    objective = Objective.of(net, batches(torch.randn(6, 5), torch.randint(4, (6,))), "cross_entropy")
+    with pytest.raises(ModelError, match=words) as caught:
+        find_head(objective)
+    assert "Choose the scope network" in str(caught.value)
+
+
+def test_classes_at_several_places_are_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten())
+    objective = Objective.of(net, batches(torch.randn(4, 2, 2, 2), torch.randint(9, (4,))), "cross_entropy")
+    with pytest.raises(ModelError, match="several places"):
+        find_head(objective)
+
+
+def test_the_operators_own_loss_is_refused() -> None:
+    own = OwnLoss(lambda model, batch: functional.cross_entropy(model(batch[0]), batch[1]))
+    objective = Objective.of(nn.Linear(5, 4), batches(torch.randn(6, 5), torch.randint(4, (6,))), "operator", own=own)
+    with pytest.raises(ObjectiveError, match="operator's own loss"):
+        find_head(objective)
+    (found,) = align(objective, None)
+    assert found.losses.mean() == pytest.approx(objective.evaluate().loss)
+    assert found.evaluation(objective).accuracy is None
+
+
+def test_no_hook_is_left() -> None:
+    objective = objective_of("cnn")
+    head = find_head(objective)
+    align(objective, head)
+    objective.inputs = objective.inputs[:, :, :2]
+    with pytest.raises(RuntimeError):
+        align(objective, head)
+    for layer in objective.module.modules():
+        assert not layer._forward_hooks
+        assert not layer._forward_pre_hooks
+
+
+def test_the_class_of_targets() -> None:
+    hot = torch.tensor([[0.0, 1, 0], [1, 0, 0], [1, 1, 0], [0.5, 0.5, 0]])
+    np.testing.assert_array_equal(class_of(hot), [1, 0, np.nan, np.nan])
+    assert class_of(torch.tensor([2, 0])).tolist() == [2, 0]
+    assert class_of(torch.tensor([[1, 0], [0, 1]])).isnan().all()
