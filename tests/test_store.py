@@ -8,11 +8,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from probes.errors import DataError, ProbeError
+from workspace import process
 from workspace.store import STALE_SECONDS, Store, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,6 +199,7 @@ def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pyte
 
 WRITER = """
 import sys, pathlib
+from workspace import process
 from workspace.store import open_store
 store = open_store(pathlib.Path(sys.argv[1]))
 for n in range(40):
@@ -221,6 +224,7 @@ def test_several_processes_open_and_write_at_once(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, pathlib, os, threading, time, signal
+from workspace import process
 from workspace.store import open_store
 store = open_store(pathlib.Path(sys.argv[1]))
 threading.Timer(float(sys.argv[2]), os.kill, (os.getpid(), signal.SIGKILL)).start()
@@ -239,3 +243,19 @@ def test_a_kill_leaves_whole_objects_only(tmp_path: Path, after: str) -> None:
     assert all(store.path_of(each.sha256).exists() for each in store.files())
     assert len(store.files()) > 0
     store.close()
+
+
+def test_a_new_workspace_is_made_by_one_at_a_time(tmp_path: Path) -> None:
+    """App and worker start together, and SQLite does not wait for one another where the journal is changed."""
+    with ThreadPoolExecutor(1) as pool:
+        with process.locked(tmp_path / "locks" / "schema.lock"):
+            opened = pool.submit(open_store, tmp_path)
+            with pytest.raises(TimeoutError):
+                opened.result(0.5)
+        opened.result(30).close()
+    with (
+        process.locked(tmp_path / "lock"),
+        pytest.raises(TimeoutError, match="has held"),
+        process.locked(tmp_path / "lock", 0.1),
+    ):
+        pass

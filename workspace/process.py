@@ -5,6 +5,7 @@ Written for Linux. Elsewhere a child still ends when its standard input does, wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -12,7 +13,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MARK = "THEODOLITE_CHILD"  # in the environment of every process a worker starts: <workspace>:<lane>
@@ -60,6 +61,18 @@ def lock(path: Path, seconds: float = 0.0) -> int | None:
             time.sleep(0.05)
         else:
             return handle
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Hold a lock; raise TimeoutError when another does for all these seconds."""
+    handle = lock(path, seconds)
+    if handle is None:
+        raise TimeoutError(f"another process has held {path} for {seconds:g} s")
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def mark_of(root: Path, lane: str = "") -> str:

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from probes.errors import DataError, ProbeError
+from workspace import process
 
 SCHEMA = 1  # PRAGMA user_version; raised when the tables change
 ENVIRONMENT = "THEODOLITE_WORKSPACE"
@@ -86,7 +87,8 @@ class Store:
         for name in ("objects", "admitted", "runs", "uploads"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         self.engine = _engine(self.root / "theodolite.db")
-        _migrate(self.engine, self.root)
+        with process.locked(self.root / "locks" / "schema.lock"):  # SQLite does not wait where the journal is changed
+            _migrate(self.engine, self.root)
 
     def close(self) -> None:
         """Give the database connections back."""
