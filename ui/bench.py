@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import streamlit as st
@@ -25,13 +25,16 @@ class Bench:
     data: DataSpec | None = None
     loss: LossName | None = None
     files: tuple[str, ...] = ()  # chosen in the data step, not yet in use
+    times: Mapping[str, float] = field(default_factory=dict)  # typed: checkpoint -> epoch or step
+    unit: str = "epoch"  # of the typed times, or "step"
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON values."""
         model = self.model.to_json() if self.model else None
         data = self.data.to_json() if self.data else None
         lists = {"checkpoints": list(self.checkpoints), "files": list(self.files)}
-        return {**lists, "model": model, "data": data, "loss": self.loss}
+        times = {"times": dict(self.times), "unit": self.unit}
+        return {**lists, **times, "model": model, "data": data, "loss": self.loss}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Bench:
@@ -43,6 +46,8 @@ class Bench:
             data=data,
             loss=value.get("loss"),
             files=tuple(value.get("files") or (data.files if data else ())),
+            times=dict(value.get("times") or {}),
+            unit=value.get("unit") or "epoch",
         )
 
 

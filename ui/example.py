@@ -34,7 +34,12 @@ def draw(id: str) -> None:
 
 def _finished(id: str, found: dict[str, Any]) -> None:
     row = st.container(horizontal=True, vertical_alignment="center")
-    row.button("Load the example", type="primary", on_click=_load, args=(id, found))
+    last = found["checkpoints"][-1]
+    row.button("Load the example", type="primary", on_click=_load, args=(id, found, [last]))
+    run = [each for each in found["checkpoints"] if each.get("run") == last.get("run", 0)]
+    if len(run) > 1:
+        words = f"Load a whole training run ({len(run)} checkpoints)"
+        row.button(words, on_click=_load, args=(id, found, run))
     job = jobs().status(found["run"]) if found.get("run") else None
     if job and job.state == "done":
         name = str(job.payload["analyzer"])
@@ -48,10 +53,10 @@ def _finished(id: str, found: dict[str, Any]) -> None:
         watch(job.id, "example")
 
 
-def _load(id: str, found: dict[str, Any]) -> None:
+def _load(id: str, found: dict[str, Any], checkpoints: list[dict[str, Any]]) -> None:
     benches.put(
         id,
-        checkpoints=(found["checkpoints"][-1]["sha256"],),
+        checkpoints=tuple(str(each["sha256"]) for each in checkpoints),
         model=ModelSpec.from_json(found["model"]),
         data=DataSpec.from_json(found["data"]),
         files=tuple(found["data"]["files"]),

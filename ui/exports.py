@@ -44,22 +44,40 @@ def panel(
         for format in IMAGE_FORMATS:
             if row.button(format.upper(), key=f"draw-{name}-{format}", help="Drawn by the worker in Chromium."):
                 st.session_state[f"drawing-{job.id}-{name}"] = format
-        _file(row, "HTML", "html", job, name, lambda: html_of(figure), "One page that opens offline.")
-        if table is not None:
-            _file(row, "CSV", "csv", job, name, lambda: csv_of(table), "The data behind the figure.")
-            _file(row, "Parquet", "parquet", job, name, lambda: parquet_of(table), "The data behind the figure.")
-        _file(row, "JSON", "json", job, name, lambda: json_of(result, figure), "Result, card and figure.")
+        stem = stem_of(job, name)
+        _plain(row, name, stem, figure, table)
+        save(row, "JSON", "json", name, stem, lambda: json_of(result, figure), "Result, card and figure.")
         script = "A script that repeats this run."
-        _file(row, "Python", "py", job, name, lambda: snippet_of(job.payload, names()).encode(), script)
-        st.radio(
-            "The camera button above the plot saves",
-            CAMERA,
-            key=f"camera-{name}",
-            horizontal=True,
-            help="Drawn by this browser: it works where the server has no Chromium.",
-        )
+        save(row, "Python", "py", name, stem, lambda: snippet_of(job.payload, names()).encode(), script)
+        _choose_camera(name)
         if wanted := st.session_state.get(f"drawing-{job.id}-{name}"):
             _picture(job, name, str(wanted), view)
+
+
+def plain(name: str, stem: str, figure: go.Figure, table: pd.DataFrame) -> None:
+    """Draw the exports of a figure that belongs to no single run: what this process writes, and the camera."""
+    with st.expander("Export this figure", icon=":material/download:"):
+        _plain(st.container(horizontal=True), name, stem, figure, table)
+        _choose_camera(name)
+
+
+def _plain(
+    row: st.delta_generator.DeltaGenerator, name: str, stem: str, figure: go.Figure, table: pd.DataFrame | None
+) -> None:
+    save(row, "HTML", "html", name, stem, lambda: html_of(figure), "One page that opens offline.")
+    if table is not None:
+        save(row, "CSV", "csv", name, stem, lambda: csv_of(table), "The data behind the figure.")
+        save(row, "Parquet", "parquet", name, stem, lambda: parquet_of(table), "The data behind the figure.")
+
+
+def _choose_camera(name: str) -> None:
+    st.radio(
+        "The camera button above the plot saves",
+        CAMERA,
+        key=f"camera-{name}",
+        horizontal=True,
+        help="Drawn by this browser: it works where the server has no Chromium.",
+    )
 
 
 def camera(name: str) -> str:
@@ -67,19 +85,20 @@ def camera(name: str) -> str:
     return str(st.session_state.get(f"camera-{name}", CAMERA[0])).lower()
 
 
-def _file(
+def save(
     row: st.delta_generator.DeltaGenerator,
     label: str,
     suffix: str,
-    job: Job,
     name: str,
+    stem: str,
     content: Callable[[], bytes],
     help: str,
 ) -> None:
+    """Draw a button that saves a file, which is only written when it is pressed; name: no other on the page has it."""
     row.download_button(
         label,
         data=_safely(content),
-        file_name=file_name(job, name, suffix),
+        file_name=f"{stem}.{suffix}",
         mime=MIME[suffix],
         key=f"save-{name}-{suffix}",
         on_click="ignore",
@@ -108,7 +127,7 @@ def _picture(job: Job, name: str, format: str, view: Mapping[str, Any]) -> None:
     st.download_button(
         f"Save the {format.upper()}",
         data=path.read_bytes(),
-        file_name=file_name(job, name, format),
+        file_name=f"{stem_of(job, name)}.{format}",
         mime=MIME[format],
         key=f"save-{name}-{format}",
         on_click="ignore",
@@ -116,6 +135,6 @@ def _picture(job: Job, name: str, format: str, view: Mapping[str, Any]) -> None:
     )
 
 
-def file_name(job: Job, name: str, suffix: str) -> str:
-    """Name an exported file after what it shows and the run it came from."""
-    return f"{as_filename(name)}-{job.id[:8]}.{suffix}"
+def stem_of(job: Job, name: str) -> str:
+    """Name an exported file after what it shows and the run it came from, without its ending."""
+    return f"{as_filename(name)}-{job.id[:8]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -10,13 +10,16 @@ import streamlit as st
 from analyzers._base import Analyzer, Option
 
 
-def options_form(analyzer: type[Analyzer], given: Mapping[str, Any], place: str) -> dict[str, Any]:
+def options_form(
+    analyzer: type[Analyzer], given: Mapping[str, Any], place: str, hidden: Sequence[str] = ()
+) -> dict[str, Any]:
     """Draw the options with their bounds and help, the advanced ones folded; return their values.
 
-    given: values to begin with (of a run that is looked at), else the defaults.
+    given: values to begin with (of a run that is looked at), else the defaults. hidden: options that are set elsewhere.
     """
-    plain = [each for each in analyzer.options() if not each.advanced]
-    advanced = [each for each in analyzer.options() if each.advanced]
+    shown = [each for each in analyzer.options() if each.name not in hidden]
+    plain = [each for each in shown if not each.advanced]
+    advanced = [each for each in shown if each.advanced]
     values = _grid(plain, given, place)
     if advanced:
         with st.expander("Advanced options"):

@@ -50,7 +50,7 @@ def ask_all(
             number = next(count for count, spec in enumerate(specs) if spec.id == job.id)
             ended(job, place, partial(drop, number) if drop else None)
     if waiting := [job.id for job in asked if job.is_open or job.state == "done"]:
-        _watch_many(waiting, len(specs))
+        watch_many(waiting, len(specs))
     return found
 
 
@@ -76,13 +76,20 @@ def watch(id: str, place: str = "") -> None:
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
-def _watch_many(ids: Sequence[str], of: int) -> None:
+def watch_many(ids: Sequence[str], of: int = 0) -> None:
+    """Follow several jobs in one line; the whole page runs again when one of them ends.
+
+    of: how many there were, the others being done; 0 when that is not known.
+    """
     found = [job for id in ids if (job := jobs().status(id))]
     still_open = [job for job in found if job.is_open]
     if len(still_open) < len(ids):
         st.rerun()
-    share = (of - len(ids) + sum(job.share for job in still_open)) / of
-    st.progress(min(1.0, max(0.0, share)), text=f"{of - len(ids)} of {of} done · {line(still_open[0])}")
+    done = max(0, of - len(ids))
+    share = (done + sum(job.share for job in still_open)) / (done + len(ids))
+    now = next((job for job in still_open if job.state == "running"), still_open[0])
+    many = f"{done} of {of} done" if of else f"{len(ids)} to do"
+    st.progress(min(1.0, max(0.0, share)), text=f"{many} · {line(now)}")
 
 
 def line(job: Job) -> str:

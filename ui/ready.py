@@ -16,10 +16,16 @@ Found = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What an analysis is asked with."""
+class Laid:
+    """What an analysis is asked with that needs names and tensors alone: checkpoints of the same tensors."""
 
     checkpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ready(Laid):
+    """What an analysis is asked with."""
+
     model: ModelSpec
     data: DataSpec
     loss: LossName
@@ -29,13 +35,22 @@ class Ready:
         return gate(sha256, self.model, self.data, self.loss)
 
 
-def ready(bench: Bench) -> Ready | str:
-    """Return what is on the bench, or a sentence that says what is missing (raw text)."""
+def laid(bench: Bench) -> Laid | str:
+    """Return the checkpoints on the bench, or a sentence that says what is missing (raw text)."""
     if not bench.checkpoints:
         return "There is no checkpoint on the bench yet."
     found = answer(inspection(bench.checkpoints[0]))
     if found is None:
         return f"{name_of(bench.checkpoints[0])} has not been read yet."
+    return Laid(alike(bench, found))
+
+
+def ready(bench: Bench) -> Ready | str:
+    """Return what is on the bench, or a sentence that says what is missing (raw text)."""
+    there = laid(bench)
+    found = answer(inspection(bench.checkpoints[0])) if bench.checkpoints else None
+    if isinstance(there, str) or found is None:
+        return str(there)
     model = model_in_use(bench, found)
     if model is None:
         return f"Which model {found['name']} belongs to is not known yet."
@@ -43,7 +58,7 @@ def ready(bench: Bench) -> Ready | str:
         return "The model does not fit the checkpoint yet: every name and shape must match."
     if bench.data is None:
         return "No data has been chosen yet."
-    return Ready(alike(bench, found), model, bench.data, bench.loss or usual_loss(bench))
+    return Ready(there.checkpoints, model, bench.data, bench.loss or usual_loss(bench))
 
 
 def alike(bench: Bench, first: Found) -> tuple[str, ...]:

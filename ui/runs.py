@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
 from analyzers._base import Analyzer, Result
 from ui import bench as benches
+from ui import timeline
+from ui.bench import Bench
 from ui.forms import options_form
 from ui.progress import STATES, ask, ended, watch
 from ui.questions import name_of
-from ui.ready import Ready, ready
+from ui.ready import Laid, Ready, laid, ready
 from ui.shell import WORKBENCH
 from ui.state import jobs, key_for, result_of
 from ui.step_gate import sentence
-from ui.text import as_text, duration, moment
-from workspace.jobs import Job
+from ui.text import as_list, as_text, duration, moment
+from workspace.jobs import Job, JobSpec
 from workspace.requests import analysis
 
 HISTORY = 300
@@ -95,32 +98,75 @@ def _history(analyzer: type[Analyzer], job: Job | None) -> None:
 
 
 def _form(analyzer: type[Analyzer], bench_id: str, job: Job | None) -> None:
-    what = ready(benches.read(bench_id))
-    if not isinstance(what, Ready):
+    bench = benches.read(bench_id)
+    what = ready(bench) if analyzer.needs_objective else laid(bench)
+    if isinstance(what, str):
         st.info(as_text(what))
         st.page_link(WORKBENCH, label="To the workbench", icon=":material/build:", query_params={"bench": bench_id})
         return
     place = f"{analyzer.name}-{job.id[:8] if job else 'new'}"
+    chosen, fixed = (_series if analyzer.series else _one)(bench, what, place)
+    values = options_form(analyzer, dict(job.payload["options"]) if job else {}, place, tuple(fixed))
+    key = f"run-{analyzer.name}"
+    if st.button("Run", type="primary", icon=":material/play_arrow:", key=key, disabled=not chosen):
+        _start(analyzer, what, chosen, values | fixed)
+
+
+def _one(_bench: Bench, what: Laid, place: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Choose one checkpoint; return it, and the options that follow from it."""
     left, right = st.columns([2, 3], vertical_alignment="bottom")
     checkpoint = left.selectbox("Checkpoint", what.checkpoints, format_func=name_of, key=f"{place}-checkpoint")
     with right:
-        if verdict := ask(what.gate(checkpoint), "gate"):
-            sentence(verdict)
-    values = options_form(analyzer, dict(job.payload["options"]) if job else {}, place)
-    if st.button("Run", type="primary", icon=":material/play_arrow:", key=f"run-{analyzer.name}"):
-        _start(analyzer, what, checkpoint, values)
+        _judged(what, checkpoint)
+    return (checkpoint,), {}
 
 
-def _start(analyzer: type[Analyzer], what: Ready, checkpoint: str, values: dict[str, Any]) -> None:
+def _series(bench: Bench, what: Laid, place: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Choose checkpoints of a training run; return them in the order of time, and the options that follow from it."""
+    line = timeline.of(bench, what.checkpoints)
+    titles = {text: f"{label} · {name_of(text)}" for text, label in zip(line.checkpoints, line.labels, strict=True)}
+    chosen = st.multiselect(
+        "Checkpoints of the training run",
+        line.checkpoints,
+        default=line.checkpoints,
+        format_func=lambda text: titles.get(text, text[:8]),
+        key=key_for(f"{place}-checkpoints", line.checkpoints),
+        help="In the order of time. Epochs or steps that are not known are typed in step 1 of the workbench.",
+    )
+    kept = timeline.of(bench, [each for each in line.checkpoints if each in chosen])
+    if kept.problem:
+        st.error(as_text(kept.problem))
+        return (), {"times": ""}
+    st.caption(as_text(kept.sentence))
+    if kept.doubts:
+        st.warning(as_list(kept.doubts))
+    _judged(what, kept.checkpoints[-1])
+    return kept.checkpoints, {"times": kept.typed}
+
+
+def _judged(what: Laid, checkpoint: str) -> None:
+    """Say the gate's verdict, where there is a model to judge."""
+    if isinstance(what, Ready) and (verdict := ask(what.gate(checkpoint), "gate")):
+        sentence(verdict)
+
+
+def _start(analyzer: type[Analyzer], what: Laid, checkpoints: tuple[str, ...], values: dict[str, Any]) -> None:
     try:
         asked = analyzer(**values)
     except ValueError as error:
         st.error(as_text(error))
         return
-    title = f"{analyzer.title}: {name_of(checkpoint)}"
-    job = jobs().enqueue(analysis(asked, [checkpoint], what.model, what.data, what.loss, title))
+    job = jobs().enqueue(question(asked, what, checkpoints))
     _go(analyzer, job.id)
     st.rerun()
+
+
+def question(asked: Analyzer, what: Laid, checkpoints: Sequence[str]) -> JobSpec:
+    """Ask an analyzer about checkpoints of the bench."""
+    names = [name_of(each) for each in checkpoints]
+    about = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)} checkpoints)"
+    model, data, loss = (what.model, what.data, what.loss) if isinstance(what, Ready) else (None, None, None)
+    return analysis(asked, checkpoints, model, data, loss, f"{asked.title}: {about}")
 
 
 def _go(analyzer: type[Analyzer], id: str | None) -> None:

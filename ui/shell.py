@@ -8,25 +8,36 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from analyzers import catalogue
+from analyzers._base import Analyzer
 from ui.state import jobs, store
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKBENCH = "pages/workbench.py"
 JOBS = "pages/jobs.py"
+RUN = "pages/training_run.py"
+HEADINGS = {"hessian_spectrum": "Curvature"}  # in the side bar; a series is "Training run", the rest "Analyses"
+WHOLE_RUN = "What has been measured of this training run, on one time axis?"
 
 
 def navigation() -> StreamlitPage:
     """Set the page up and return the one that was asked for; every analyzer with a page is found by itself."""
     st.set_page_config(page_title="Theodolite", page_icon=str(ROOT / "assets" / "icon.svg"), layout="wide")
     st.logo(str(ROOT / "assets" / "logo.svg"), icon_image=str(ROOT / "assets" / "icon.svg"), size="large")
-    analyses = [
-        st.Page(f"pages/{name}.py", title=analyzer.title, help=analyzer.question, icon=":material/monitoring:")
-        for name, analyzer in catalogue().items()
-        if (ROOT / "pages" / f"{name}.py").is_file()
-    ]
     bench = st.Page(WORKBENCH, title="Workbench", icon=":material/build:", default=True)
     queue = st.Page(JOBS, title="Jobs", icon=":material/list_alt:")
-    return st.navigation({"": [bench], "Analyses": analyses, "Engine": [queue]})
+    whole = st.Page(RUN, title="The whole run", help=WHOLE_RUN, icon=":material/stacked_line_chart:")
+    pages: dict[str, list[StreamlitPage]] = {"": [bench], "Curvature": [], "Training run": [whole]}
+    for name, analyzer in catalogue().items():
+        if (ROOT / "pages" / f"{name}.py").is_file():
+            path, icon = f"pages/{name}.py", ":material/monitoring:"
+            one = st.Page(path, title=analyzer.title, help=analyzer.question, icon=icon)
+            pages.setdefault(heading_of(analyzer), []).append(one)
+    return st.navigation({**pages, "Engine": [queue]})
+
+
+def heading_of(analyzer: type[Analyzer]) -> str:
+    """Return under which heading of the side bar an analyzer stands."""
+    return HEADINGS.get(analyzer.name, "Training run" if analyzer.series else "Analyses")
 
 
 def heading(title: str, sentence: str) -> None:

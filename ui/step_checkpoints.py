@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from ui import bench as benches
+from ui import step_series
 from ui.bench import Bench
 from ui.files import choose, from_server, looks_like_data
 from ui.progress import ask_all
@@ -50,6 +51,7 @@ def draw(id: str, bench: Bench) -> Mapping[str, Found]:
                 _weights(id, text, each)
                 _base(id, text, each)
             _doubts(list(found.values()))
+            step_series.draw(id, bench, found)
             _tensors(found)
         return found
 
@@ -139,12 +141,13 @@ def _mean(id: str, text: str, *, weights: str | None = None, base: str | None = 
     meant = reference(text)
     meant = meant if weights is None else replace(meant, weights=weights)
     meant = meant if base is None else replace(meant, base=reference(base) if base else None)
-    benches.change(
-        id,
-        lambda bench: replace(
-            bench, checkpoints=tuple(str(meant) if each == text else each for each in bench.checkpoints), model=None
-        ),
-    )
+
+    def how(bench: Bench) -> Bench:
+        checkpoints = tuple(str(meant) if each == text else each for each in bench.checkpoints)
+        times = {str(meant) if each == text else each: time for each, time in bench.times.items()}
+        return replace(bench, checkpoints=checkpoints, times=times, model=None)
+
+    benches.change(id, how)
 
 
 def _doubts(found: Sequence[Found]) -> None:

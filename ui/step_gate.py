@@ -11,10 +11,12 @@ import streamlit as st
 from analyzers import catalogue
 from probes.specs import LOSS_TITLES, LOSSES, LossName
 from ui import bench as benches
+from ui import timeline
 from ui.bench import Bench
 from ui.progress import ask, ask_all
 from ui.questions import name_of
 from ui.ready import Ready, usual_loss
+from ui.shell import ROOT, RUN
 from ui.state import key_for
 from ui.text import as_text, number, percent, with_error
 
@@ -40,7 +42,7 @@ def choose_loss(id: str, bench: Bench) -> LossName:
 
 
 def draw(id: str, bench: Bench, ready: Ready | None) -> None:
-    """Draw the step: loss, verdict on the first checkpoint, and on request on the others."""
+    """Draw the step: loss, verdict on the first checkpoint (of a training run the last), on request on the others."""
     with st.container(border=True, key="step-gate"):
         st.subheader("4 · Loss and gate", anchor=False)
         choose_loss(id, bench)
@@ -48,11 +50,13 @@ def draw(id: str, bench: Bench, ready: Ready | None) -> None:
             st.caption("The gate opens once checkpoint, model and data are there: it compares the accuracy here with "
                        "the one the checkpoint stores, or with chance.")  # fmt: skip
             return
-        found = ask(ready.gate(ready.checkpoints[0]), "gate")
+        line = timeline.of(bench, ready.checkpoints)
+        main = ready.checkpoints[0] if line.unit == "position" else line.checkpoints[-1]
+        found = ask(ready.gate(main), "gate")
         if found:
-            verdict(found, name_of(ready.checkpoints[0]))
+            verdict(found, name_of(main))
         if len(ready.checkpoints) > 1:
-            _others(ready)
+            _others(ready, tuple(each for each in line.checkpoints if each != main))
         if found:
             _onward(id)
 
@@ -86,8 +90,7 @@ def _icon(verdict: str) -> str:
     return icons.get(verdict, ":material/info:")
 
 
-def _others(ready: Ready) -> None:
-    others = ready.checkpoints[1:]
+def _others(ready: Ready, others: tuple[str, ...]) -> None:
     label = "Judge the other checkpoint too" if len(others) == 1 else f"Judge the other {len(others)} checkpoints too"
     if st.toggle(label, key="gate-others", persist_state="session"):
         answers = ask_all([ready.gate(each) for each in others], "gate-others")
@@ -102,10 +105,8 @@ def _row(sha256: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _onward(id: str) -> None:
-    for name, analyzer in catalogue().items():
-        st.page_link(
-            f"pages/{name}.py",
-            label=f"Go on: {analyzer.title}",
-            icon=":material/arrow_forward:",
-            query_params={"bench": id},
-        )
+    row = st.container(horizontal=True)
+    pages = {f"pages/{name}.py": analyzer.title for name, analyzer in catalogue().items()}
+    for page, title in {**pages, RUN: "The whole run"}.items():
+        if (ROOT / page).is_file():
+            row.page_link(page, label=f"Go on: {title}", icon=":material/arrow_forward:", query_params={"bench": id})

@@ -104,23 +104,28 @@ def as_filename(text: str, default: str = "file") -> str:
 def snippet_of(payload: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Write the Python script that repeats an analysis.
 
-    payload: of the job (analyzer, options, checkpoints, model, data, loss); names: sha256 -> the name that the
-    file was uploaded under. Everything that came from outside stands in the script as a Python literal.
+    payload: of the job (analyzer, options, checkpoints; model, data and loss where the analyzer needs them); names:
+    sha256 -> the name that the file was uploaded under. Everything that came from outside stands in the script as a
+    Python literal.
     """
+    needs_objective = "data" in payload
     named = [sha for text in payload["checkpoints"] for sha in files_of(reference(text))]
-    named += [*payload["data"]["files"], payload["model"].get("folder", "")]
+    if needs_objective:
+        named += [*payload["data"]["files"], payload["model"].get("folder", "")]
     files = sorted({each for each in named if STORED.fullmatch(each)})  # the rest are modules and paths of the server
     rows = "\n".join(f"    {sha!r}: Path({as_filename(names.get(sha, sha))!r})," for sha in files)
+    literals = {name: repr(payload.get(name)) for name in ("model", "data", "loss")}
     return SNIPPET.format(
+        imports=OBJECTIVE_IMPORTS if needs_objective else "",
+        of="joined, own_of" if needs_objective else "joined",
+        objective=OBJECTIVE.format(**literals, dtype=repr(payload["options"].get("dtype", "float32")))
+        if needs_objective
+        else "objective = None  # names and tensors are enough\n",
         analyzer=payload["analyzer"],
         name="".join(part.title() for part in payload["analyzer"].split("_")),
         files=rows,
         options=repr(dict(payload["options"])),
         checkpoints=repr(list(payload["checkpoints"])),
-        model=repr(dict(payload["model"])),
-        data=repr(dict(payload["data"])),
-        loss=repr(payload["loss"]),
-        dtype=repr(payload["options"].get("dtype", "float32")),
     )
 
 
@@ -132,10 +137,7 @@ from pathlib import Path
 from analyzers._base import Quiet
 from analyzers.{analyzer} import {name}
 from probes.checkpoint import hash_file, read_checkpoint
-from probes.data import read_batches
-from probes.objective import build_objective
-from probes.specs import DataSpec, ModelSpec
-from workspace.opened import joined, own_of
+{imports}from workspace.opened import {of}
 from workspace.references import reference
 
 # The files of the run by the sha256 that they had; put in where yours are.
@@ -147,18 +149,27 @@ for sha256, path in FILES.items():
     if hash_file(path) != sha256:
         raise SystemExit(f"{{path}} is not the file of the run: its sha256 is not {{sha256}}")
 
-model = {model}
-data = {data}
-model["folder"] = str(FILES.get(model.get("folder", ""), model.get("folder", "")))
-data["files"] = [str(FILES.get(each, each)) for each in data["files"]]
 read = lambda sha256, weights: read_checkpoint(FILES[sha256], sha256=sha256, weights=weights)
 checkpoints = tuple(joined(reference(text), read) for text in {checkpoints})
-spec = ModelSpec.from_json(model)
-own = own_of(spec, checkpoints[0])
-batches = read_batches(DataSpec.from_json(data), {{}}, own.context, own.tokenizer, own.vocabulary, own.classes)
-objective = build_objective(spec, checkpoints[0], batches, {loss}, dtype={dtype})
-result = {name}(**{options}).run(objective, checkpoints, Quiet())
+{objective}result = {name}(**{options}).run(objective, checkpoints, Quiet())
 print(result.values)
 for title, figure in result.figures().items():
     figure.write_html(f"{{title}}.html")
 '''
+
+OBJECTIVE_IMPORTS = """\
+from probes.data import read_batches
+from probes.objective import build_objective
+from probes.specs import DataSpec, ModelSpec
+"""
+
+OBJECTIVE = """\
+model = {model}
+data = {data}
+model["folder"] = str(FILES.get(model.get("folder", ""), model.get("folder", "")))
+data["files"] = [str(FILES.get(each, each)) for each in data["files"]]
+spec = ModelSpec.from_json(model)
+own = own_of(spec, checkpoints[0])
+batches = read_batches(DataSpec.from_json(data), {{}}, own.context, own.tokenizer, own.vocabulary, own.classes)
+objective = build_objective(spec, checkpoints[0], batches, {loss}, dtype={dtype})
+"""
