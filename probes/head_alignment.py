@@ -4,6 +4,10 @@ With z the input of the head, W its kernel and d the derivative of an example's 
 is d z^T, so that -<d z^T, W> / (|d z^T| |W|) = -(z . W^T d) / (|z| |d| |W|). The bias is left out, of the gradient and
 of the norm (Hölzl et al. 2025, "Gradient-Weight Alignment as a Train-Time Proxy for Generalization in Classification
 Tasks", NeurIPS). Their code adds 1e-12 to the denominator; here a gradient of zero has the alignment 0.
+
+For the own class d is softmax minus one. In float32 that is multiples of 6e-8 and nothing below: of an example with a
+loss under some 1e-6 the direction of d is made of rounding, in the published code as in any training in float32. So
+there are two alignments here: with d as the precision has it, and exact, with d as the sum over the other classes.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ ROWS, COLUMNS = 1024, 4096  # examples (or tokens), and classes (or words), that
 class Aligned:
     """What is known of each example, (N,) each, the predicted tokens of a sequence averaged.
 
-    alignment: in [-1, 1]; NaN without a head. losses: finite unless the model is broken. right: 1 or 0, or the share of
+    alignment: in [-1, 1], of the gradient as the objective's dtype rounds it; exact: without that rounding of the
+    derivative; both NaN without a head. losses: finite unless the model is broken. right: 1 or 0, or the share of
     outputs or tokens that are right; NaN where nothing is right or wrong. predicted: the class (of one output 0 or 1,
     or its value); NaN where there is not one. margins: logit of the label less the highest other one, of binary outputs
     the least logit in the direction of the target; NaN for values. counts: units of the loss, 1 or tokens. zeros: how
@@ -41,6 +46,7 @@ class Aligned:
     """
 
     alignment: Floats
+    exact: Floats
     losses: Floats
     right: Floats
     predicted: Floats
@@ -96,7 +102,7 @@ def _align(objective: Objective, head: Head | None, targets: Sequence[Tensor], t
 def _of_own_loss(objective: Objective, tick: Report | None) -> Aligned:
     losses = objective.example_losses(tick)
     unknown, ones = np.full(len(losses), math.nan), np.ones(len(losses))
-    return Aligned(unknown, losses, unknown, unknown, unknown, ones, 0 * ones)
+    return Aligned(unknown, unknown, losses, unknown, unknown, unknown, ones, 0 * ones)
 
 
 def _judge_classes(loss: str, logits: Logits, targets: Tensor) -> list[Tensor]:
@@ -104,25 +110,53 @@ def _judge_classes(loss: str, logits: Logits, targets: Tensor) -> list[Tensor]:
     n, length = logits.z.shape[:2]
     y, z = targets.reshape(n * length), logits.z.reshape(n * length, -1)
     counts = counted("causal_lm", targets.reshape(n, length)).double()
-    sums = torch.zeros(5, n, dtype=torch.float64, device=y.device)
+    sums = torch.zeros(6, n, dtype=torch.float64, device=y.device)
     predicted = torch.full_like(counts, math.nan)
     for rows in (y != IGNORED).nonzero()[:, 0].split(ROWS):
-        alignment, losses, guess, margins = _of_rows(logits, z[rows], y[rows])
-        each = [alignment.nan_to_num(0.0), losses, guess == y[rows], margins, alignment.isnan()]
+        found = _of_rows(logits, z[rows], y[rows])
+        aligned = torch.stack([found.aligned(found.rounded(z.dtype)), found.aligned(-found.total)])
+        each = [*aligned.nan_to_num(0.0), found.loss, found.guess == y[rows], found.margin, aligned[1].isnan()]
         sums.index_add_(1, rows // length, torch.stack([one.double() for one in each]))
         if loss == "cross_entropy":
-            predicted[rows] = guess.double()
-    alignment, losses, right, margins, _ = sums / counts
-    alignment = alignment if logits.weight is not None else torch.full_like(alignment, math.nan)
-    return [alignment, losses, right, predicted, margins, counts, sums[4]]
+            predicted[rows] = found.guess.double()
+    alignment, exact, losses, right, margins, _ = sums / counts
+    unknown = torch.full_like(alignment, math.nan)
+    alignment, exact = (alignment, exact) if logits.weight is not None else (unknown, unknown)
+    return [alignment, exact, losses, right, predicted, margins, counts, sums[5]]
 
 
-def _of_rows(logits: Logits, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return alignment (NaN without gradient), loss, prediction and margin of rows z (R, D) of classes y (R,).
+@dataclass(frozen=True)
+class _Rows:
+    """Sums over the classes but the own one, (R,) each, of p_c relative to the highest of them.
 
-    The derivative is d_c = p_c for the other classes, and minus their sum for the own one: nothing cancels, however
-    sure the model is. Its length has no influence, so that p_c stands relative to the highest of the others, `top`.
+    total: of p_c. dots: of p_c (w_c . z). squares: of p_c^2. share: the highest p_c itself. own_plain: w_y . z. length:
+    |z| |W|.
     """
+
+    total: Tensor
+    dots: Tensor
+    squares: Tensor
+    share: Tensor
+    own_plain: Tensor
+    length: Tensor
+    loss: Tensor
+    guess: Tensor
+    margin: Tensor
+
+    def aligned(self, d_own: Tensor) -> Tensor:
+        """Return the alignment when the derivative by the own logit is `d_own`, relative likewise; NaN without any."""
+        norms = self.length * (self.squares + d_own.square()).sqrt()
+        return torch.where(norms > 0, -(self.dots + d_own * self.own_plain) / norms, math.nan)
+
+    def rounded(self, dtype: torch.dtype) -> Tensor:
+        """Return the derivative by the own logit as softmax minus one gives it in a dtype."""
+        others = self.loss.expm1().to(dtype)  # p_c / p_y, summed up
+        d_own = (1 / (1 + others) - 1).double()
+        return torch.where(d_own == 0, 0.0, d_own / self.share)
+
+
+def _of_rows(logits: Logits, z: Tensor, y: Tensor) -> _Rows:
+    """Sum up over the classes, some at a time, for rows z (R, D) of classes y (R,)."""
     y, lowest = y[:, None], torch.full((len(z), 1), -torch.inf, dtype=torch.float64, device=z.device)
     top, own, own_plain, guess = lowest, lowest, lowest, torch.zeros_like(y)
     total, dots, squares = (torch.zeros_like(lowest) for _ in range(3))
@@ -138,13 +172,12 @@ def _of_rows(logits: Logits, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tens
         scale, p = (top - shift).exp(), (others - shift).exp()
         total, squares = total * scale + p.sum(1, True), squares * scale**2 + _inner(p, p)
         dots, top = dots * scale + _inner(p, plain), higher
-    lengths = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64) * _norm(logits.weight)
-    norms = lengths * (squares + total.square()).sqrt()
-    alignment = torch.where(norms > 0, (total * own_plain - dots) / norms, math.nan)
-    losses = torch.logaddexp(top + total.log() - own, torch.zeros_like(own))
+    loss = torch.logaddexp(top + total.log() - own, torch.zeros_like(own))
     ahead = (own > top) | ((own == top) & (y < guess))
-    margins = (own - top).nan_to_num(posinf=math.nan)
-    return alignment[:, 0], losses[:, 0], torch.where(ahead, y, guess)[:, 0], margins[:, 0]
+    guess, margin = torch.where(ahead, y, guess), (own - top).nan_to_num(posinf=math.nan)
+    length = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64) * _norm(logits.weight)
+    found = (total, dots, squares, (top - own - loss).exp(), own_plain, length, loss, guess, margin)
+    return _Rows(*(each[:, 0] for each in found))
 
 
 def _judge_values(loss: str, logits: Logits, targets: Tensor) -> list[Tensor]:
@@ -156,17 +189,23 @@ def _judge_values(loss: str, logits: Logits, targets: Tensor) -> list[Tensor]:
     nothing = torch.full((n,), math.nan, dtype=torch.float64, device=t.device)
     if loss == "mse":
         losses, d, right, margins = (outputs - t).square(), outputs - t, nothing, nothing
+        rounded = d
     else:
         losses = softplus(-outputs.abs(), threshold=1e3) + outputs.clamp(min=0) - outputs * t
-        d = outputs.sigmoid() * (1 - t) - (-outputs).sigmoid() * t  # not sigmoid - t: nothing cancels
+        d = outputs.sigmoid() * (1 - t) - (-outputs).sigmoid() * t  # nothing cancels
+        rounded = (outputs.to(logits.z.dtype).sigmoid() - t.to(logits.z.dtype)).double()
         right = ((outputs > 0) == (t > 0.5)).double().flatten(1).mean(1)
         margins = (outputs * (2 * t - 1)).flatten(1).amin(1)
+    alignment, exact = (_aligned(logits, plain, each) for each in (rounded, d))
+    predicted, ones = _guess(loss, outputs.flatten(1), t.flatten(1)), torch.ones_like(nothing)
+    kept = [alignment.nan_to_num(0.0), exact.nan_to_num(0.0)] if logits.weight is not None else [nothing, nothing]
+    return [*kept, losses.flatten(1).mean(1), right, predicted, margins, ones, ones * exact.isnan()]
+
+
+def _aligned(logits: Logits, plain: Tensor, d: Tensor) -> Tensor:
+    """Return the alignment for derivatives d (n, T, C), NaN where there is no gradient; plain: W z, likewise."""
     norms = _norms(d, logits.z.double()) * _norm(logits.weight)
-    alignment = -(d * plain).sum((1, 2)) / norms.masked_fill(norms == 0, 1.0)
-    alignment = alignment if logits.weight is not None else nothing
-    predicted = _guess(loss, outputs.flatten(1), t.flatten(1))
-    ones = torch.ones_like(nothing)
-    return [alignment, losses.flatten(1).mean(1), right, predicted, margins, ones, ones * (norms == 0)]
+    return torch.where(norms > 0, -(d * plain).sum((1, 2)) / norms, math.nan)
 
 
 def _guess(loss: str, outputs: Tensor, t: Tensor) -> Tensor:
@@ -176,7 +215,8 @@ def _guess(loss: str, outputs: Tensor, t: Tensor) -> Tensor:
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b, dim=1)[:, None]
+    sums: Tensor = torch.linalg.vecdot(a, b, dim=1)
+    return sums[:, None]
 
 
 def _norms(d: Tensor, z: Tensor) -> Tensor:
