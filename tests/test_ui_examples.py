@@ -20,7 +20,7 @@ FOUND = [
 
 def test_the_table_has_the_usual_order_and_leaves_out_what_none_has() -> None:
     table = table_of(FOUND)
-    assert list(table.columns) == ["id", "label", "prediction", "loss", "margin", "alignment"]
+    assert list(table.columns) == ["id", "alignment", "label", "prediction", "loss", "margin"]
     assert table["label"].tolist() == ["3", "4"]
     assert table["loss"].tolist() == [0.5, 1.5]
     assert table["margin"].tolist()[0] == -1.25 and np.isnan(table["margin"].tolist()[1])

@@ -17,18 +17,19 @@ from ui.text import as_text, number
 from workspace.export import csv_of
 from workspace.jobs import Job
 
-HEADINGS = {
+HEADINGS = {  # in the order of the columns
     "id": "Example",
     "group": "Group",
-    "checkpoint": "Checkpoint",
+    "alignment": "Alignment",
+    "network_alignment": "In the whole network",
+    "rise": "Rise of the loss",
     "label": "Label",
     "prediction": "Prediction",
     "prediction_after": "Prediction after",
     "loss": "Loss",
     "loss_after": "Loss after",
     "margin": "Margin",
-    "alignment": "Alignment",
-    "rise": "Rise of the loss",
+    "checkpoint": "Checkpoint",
     "text": "Text",
 }
 HELP = {
@@ -46,7 +47,8 @@ def draw(job: Job, result: Result) -> None:
     if not found:
         return
     st.subheader("Examples to check", anchor=False)
-    st.caption("Choose a row to look at the example.")
+    at = " and ".join(dict.fromkeys(str(each["checkpoint"]) for each in found if each.get("checkpoint")))
+    st.caption(f"At {as_text(at)}. Choose a row to look at the example.")
     places = range(len(found))
     groups = list(dict.fromkeys(str(each.get("group", "")) for each in found))
     for group, column in zip(groups, st.columns(len(groups)), strict=True):
@@ -80,7 +82,7 @@ def png_url(picture: Any, side: int = 0) -> str:
 
 def _table(key: str, found: Sequence[Example], rows: Sequence[int], arrays: Arrays) -> int | None:
     """Draw some of the examples; return the place of the chosen one."""
-    table = table_of([found[place] for place in rows]).drop(columns=["group"], errors="ignore")
+    table = table_of([found[place] for place in rows]).drop(columns=["group", "checkpoint"], errors="ignore")
     numbers = st.column_config.NumberColumn
     columns: dict[str, Any] = {
         name: numbers(HEADINGS[name], format="%.4g", help=HELP.get(name))
@@ -112,15 +114,15 @@ def _closely(example: Example, picture: Any) -> None:
     """Draw one example large, with its numbers."""
     with st.container(border=True, key=f"example-{example.get('group', 'one')}"):
         st.markdown(f"**{as_text(HEADINGS['id'])} {as_text(example.get('id', ''))}**")
-        left, right = st.columns([1, 1]) if picture is not None else (None, st.container())
-        if left is not None:
-            left.image(png_url(picture, LARGE), width=LARGE, alt=as_text(example.get("id", "")))
+        row = st.container(horizontal=True, gap="medium")
+        if picture is not None:
+            row.image(png_url(picture, LARGE), width=LARGE, alt=as_text(example.get("id", "")))
         rows = [
             f"{HEADINGS[name]}: **{as_text(number(value) if isinstance(value, float) else value)}**"
-            for name, value in example.items()
-            if name in HEADINGS and name not in ("id", "text", "group") and value is not None
+            for name in HEADINGS
+            if name not in ("id", "text", "group") and (value := example.get(name)) is not None
         ]
-        right.markdown("  \n".join(rows))
+        row.markdown("  \n".join(rows))
         if example.get("text"):
             st.code(str(example["text"]), language=None, wrap_lines=True)
 

@@ -16,7 +16,7 @@ from ui.text import as_list, as_text, duration, moment
 from workspace.export import PLOT_CONFIG, as_filename
 from workspace.jobs import Job
 
-HEIGHT = 540  # pixels: room for the longest axis title
+HEIGHT = 540  # pixels, of figures that name none: room for the longest axis title
 
 
 def head(job: Job) -> None:
@@ -44,7 +44,8 @@ def figures(
         picture = {"format": exports.camera(name), "scale": 2, "filename": as_filename(name)}
         config = {**PLOT_CONFIG, "toImageButtonOptions": picture}
         words = name.replace("_", " ")
-        st.plotly_chart(figure, theme=None, height=HEIGHT, config=config, key=f"figure-{name}", alt=words)
+        height = int(figure.layout.height or HEIGHT)
+        st.plotly_chart(figure, theme=None, height=height, config=config, key=f"figure-{name}", alt=words)
         exports.panel(job, result, name, figure, tables.get(name), view)
 
 

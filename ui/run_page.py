@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -12,7 +14,7 @@ from analyzers._run_figures import run_figure, run_table
 from ui import exports, timeline
 from ui.bench import Bench
 from ui.progress import ended, watch_many
-from ui.questions import name_of
+from ui.questions import inspection, name_of
 from ui.ready import laid, ready
 from ui.run_points import READERS, Part, gates, of_series, panels, spectra
 from ui.shell import WORKBENCH
@@ -23,6 +25,7 @@ from workspace.export import PLOT_CONFIG, as_filename
 from workspace.jobs import JobSpec
 
 NAME = "training_run"
+RATE = re.compile(r"learning rate (\d[\d.]*(?:e[+-]?\d+)?)")
 
 
 def draw(id: str, bench: Bench) -> None:
@@ -48,19 +51,7 @@ def draw(id: str, bench: Bench) -> None:
 
 def figure(parts: Mapping[str, Part], line: Timeline) -> None:
     """Draw what there is."""
-    place, _ = st.columns([1, 3])
-    rate = place.number_input(
-        "Learning rate",
-        min_value=0.0,
-        value=None,
-        format="%g",
-        key="learning-rate",
-        bind="query-params",
-        placeholder="unknown",
-        help="Where it is given, 2 / learning rate is drawn beside the largest eigenvalue: plain full-batch gradient "
-        "descent is unstable above it. Momentum and adaptive steps have other limits.",
-    )
-    drawn = panels(parts, line, rate or None)
+    drawn = panels(parts, line, _rates(line))
     if not any(panel.measured for panel in drawn):
         st.info("Nothing of this run has been measured yet.")
         return
@@ -72,6 +63,60 @@ def figure(parts: Mapping[str, Part], line: Timeline) -> None:
     exports.plain(NAME, NAME, shown, table)
     with st.expander("Table", icon=":material/table:"):
         st.dataframe(table, hide_index=True)
+
+
+def _rates(line: Timeline) -> tuple[float, ...]:
+    """Draw the field for the learning rate; return it at each checkpoint, () where it is not given."""
+    field, said = st.columns([2, 3], vertical_alignment="bottom")
+    text = field.text_input(
+        "Learning rate",
+        key="learning-rate",
+        bind="query-params",
+        placeholder="unknown; one number, or one for each checkpoint",
+        help="Where it is given, 2 / learning rate is drawn beside the largest eigenvalue: plain full-batch gradient "
+        "descent is unstable above it. Momentum and adaptive steps have other limits.",
+    )
+    with said:
+        _said_in_files(line)
+    try:
+        rates = learning_rates(text or "", len(line.checkpoints))
+    except ValueError as error:
+        st.error(as_text(error))
+        return ()
+    return rates
+
+
+def _said_in_files(line: Timeline) -> None:
+    """Show what the files tell of the optimizer, and offer to take the learning rates from there."""
+    by_words: dict[str, list[str]] = {}
+    rates = []
+    for label, text in zip(line.labels, line.checkpoints, strict=True):
+        words = str((answer(inspection(text)) or {}).get("optimizer") or "")
+        by_words.setdefault(words, []).append(label)
+        rates += RATE.findall(words)[:1]
+    kept = [f"{words} ({', '.join(labels)})" for words, labels in by_words.items() if words]
+    if kept:
+        st.caption("In the files: " + as_text("; ".join(kept)))
+    if len(rates) == len(line.checkpoints):
+        st.button("Take the learning rates in the files", on_click=_take, args=(", ".join(rates),))
+
+
+def _take(rates: str) -> None:
+    st.session_state["learning-rate"] = rates
+
+
+def learning_rates(text: str, count: int) -> tuple[float, ...]:
+    """Read one learning rate, or one for each checkpoint; () for an empty text. Raises ValueError in words."""
+    parts = [each for each in re.split(r"[,;\s]+", text) if each]
+    try:
+        rates = tuple(map(float, parts))
+    except ValueError:
+        rates = (math.nan,)
+    if not all(math.isfinite(each) and each > 0 for each in rates):
+        raise ValueError(f"The learning rate is {text!r}; give numbers above zero, as 0.1 or 0.1, 0.1, 0.01.")
+    if len(rates) not in (0, 1, count):
+        raise ValueError(f"There are {len(rates)} learning rates for {count} checkpoints; give one, or one for each.")
+    return rates * count if len(rates) == 1 else rates
 
 
 def missing(parts: Mapping[str, Part], line: Timeline) -> None:

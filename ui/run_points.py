@@ -93,18 +93,18 @@ def of_series(name: str, what: Laid | str, line: Timeline) -> Part:
     return Part(analyzer.title, points, () if len(points) == len(line.checkpoints) else (spec,))
 
 
-def panels(parts: Mapping[str, Part], line: Timeline, rate: float | None) -> list[Panel]:
-    """Return all that can be drawn; rate: the learning rate of plain gradient descent, where it is known."""
+def panels(parts: Mapping[str, Part], line: Timeline, rates: Sequence[float]) -> list[Panel]:
+    """Return all that can be drawn; rates: the learning rate at each checkpoint, () where it is not known."""
     nothing = Part("", {}, ())
     curve = lambda part, name, factor=1.0: parts.get(part, nothing).curve(line, name, factor)
-    edge = Curve("2 / learning rate", (2 / rate,) * len(line.times), (), True) if rate else None
+    edge = Curve("2 / learning rate", tuple(2 / each for each in rates), (), True) if rates else None
     top = curve("hessian_spectrum", TOP)
     alignment = tuple(curve("gradient_alignment", each) for each in ("mean alignment", "GWA"))
     return [
         Panel("Loss", (curve("gate", LOSS),)),
         Panel("Accuracy (%)", (curve("gate", ACCURACY, 100),), is_linear=True),
         Panel("Rotation 1 − cos,<br>mean over layers", (curve("layer_rotation", "mean rotation"),), is_linear=True),
-        Panel("Alignment<br>(cosine)", alignment, is_linear=True),
+        Panel("Alignment", alignment, is_linear=True),
         Panel("Largest λ<br>(loss / parameter²)", (top, edge) if edge else (top,)),
         Panel("Trace of H<br>(loss / parameter²)", (curve("hessian_spectrum", TRACE),)),
         Panel("Noise scale<br>(examples)", (curve("gradient_statistics", "noise scale"),)),

@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from ui import bench as benches
-from ui import step_series
+from ui import step_series, timeline
 from ui.bench import Bench
 from ui.files import choose, from_server, looks_like_data
 from ui.progress import ask_all
@@ -46,11 +46,12 @@ def draw(id: str, bench: Bench) -> Mapping[str, Found]:
         answers = ask_all(questions, "inspect", lambda number: _take_off(id, bench.checkpoints[number]))
         found = {text: value for text, value in zip(bench.checkpoints, answers, strict=True) if value}
         if found:
-            _table(list(found.values()))
+            in_time = [found[text] for text in timeline.of(bench, tuple(found)).checkpoints]
+            _table(in_time)
             for text, each in found.items():
                 _weights(id, text, each)
                 _base(id, text, each)
-            _doubts(list(found.values()))
+            _doubts(in_time)
             step_series.draw(id, bench, found)
             _tensors(found)
         return found
@@ -154,9 +155,12 @@ def _doubts(found: Sequence[Found]) -> None:
     for each in found:
         if each["doubts"]:
             st.warning(f"**{as_text(each['name'])}**\n{as_list(each['doubts'])}")
+    notes: dict[str, list[str]] = {}
     for each in found:
-        if notes := each["facts"].get("notes"):
-            st.caption(f"**{as_text(each['name'])}**: {as_text(' '.join(notes))}")
+        if said := " ".join(each["facts"].get("notes") or ()):
+            notes.setdefault(said, []).append(each["name"])
+    for said, names in notes.items():
+        st.caption(f"**{as_text(', '.join(names))}**: {as_text(said)}")
 
 
 def _tensors(found: Mapping[str, Found]) -> None:

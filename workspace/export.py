@@ -41,8 +41,11 @@ def find_browser() -> str | None:
     return named if named and shutil.which(named) else next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def image_of(figure: go.Figure, format: ImageFormat, *, width: int = 1000, height: int = 600) -> bytes:
-    """Draw a figure as PNG (twice the size in pixels), SVG or PDF; raise ExportError without a Chromium."""
+def image_of(figure: go.Figure, format: ImageFormat, *, width: int = 1000, height: int = 0) -> bytes:
+    """Draw a figure as PNG (twice the size in pixels), SVG or PDF; raise ExportError without a Chromium.
+
+    height: 0 takes the figure's own, else 600.
+    """
     if format not in IMAGE_FORMATS:
         raise ExportError(f"No picture format {format!r}; choose one of {', '.join(IMAGE_FORMATS)}.")
     browser = find_browser()
@@ -54,7 +57,7 @@ def image_of(figure: go.Figure, format: ImageFormat, *, width: int = 1000, heigh
         )
     os.environ["BROWSER_PATH"] = browser
     try:
-        return bytes(figure.to_image(format=format, width=width, height=height, scale=2))
+        return bytes(figure.to_image(format=format, width=width, height=height or figure.layout.height or 600, scale=2))
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ExportError(f"Chromium ({browser}) could not draw the {format.upper()}: {first_line}") from error
