@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes.checkpoint import Checkpoint, TensorInfo, as_tensor, count_dtypes, count_parameters, hash_file
+from probes.checkpoint import Checkpoint, TensorInfo, as_tensor, count_dtypes, count_parameters, hash_file, part_of
 from probes.errors import RefusedCheckpoint
 from probes.formats.amounts import bytes_of, check_amount, once
 from probes.formats.contents import Contents, Limits, Stored, printable
@@ -84,7 +84,7 @@ def read_admitted(folder: Path, weights: str = "", *, name: str = "") -> Checkpo
         raise RefusedCheckpoint(f"{name} has no weights called {printable(weights, 60)}; it has {known}.")
     tensors = _tensors(folder, chosen, name)
     usual = chosen["name"] == about["default"]
-    moments = _moments(folder, about, name) if usual else {}
+    kinds = about["moments"]["kinds"] if usual and about["moments"] else ()
     return Checkpoint(
         path=folder / chosen["file"],
         name=name if usual else f"{name} ({chosen['name']})",
@@ -97,10 +97,12 @@ def read_admitted(folder: Path, weights: str = "", *, name: str = "") -> Checkpo
         stream=lambda: _stream(tensors),
         weights=chosen["name"],
         sets=tuple(each["name"] for each in about["sets"]),
-        moments=tuple(moments),
-        stream_moments=lambda kind: _stream(moments[kind]),
+        moments=tuple(kinds),
+        stream_moments=lambda kind: _stream(_moments(folder, about, name)[kind]),  # not even hashed until asked for
         texts={file: (folder / file).read_bytes() for file in about["texts"]},
         left=tuple(about["left"]),
+        fetch=lambda key: as_tensor(tensors[key]),
+        parts=lambda key: part_of(tensors[key]),
     )
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     Tensors = Iterator[tuple[str, torch.Tensor]]
+    Part = Callable[[int, int], torch.Tensor]
 
 FULL_BYTES = 2**30  # larger files are described by their structure; they are read in full on the way into the store
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -55,6 +56,10 @@ def _none(_: str) -> Tensors:
     return iter(())
 
 
+def _whole(_: str) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Named parameters and buffers at one point theta; the tensors stay in the file until `load`.
@@ -63,7 +68,8 @@ class Checkpoint:
     says besides: "wrapper", "prefix", "epoch", "step", "metrics", "optimizer", "model_args", "tied". stream: yields
     (name, tensor) one at a time. weights, sets: the set of weights this is, and all that the file has. moments: what
     the optimizer keeps for each parameter ("exp_avg"); stream_moments yields one kind of them. texts: config.json and
-    the like. left: what was left behind.
+    the like. left: what was left behind. fetch: returns one tensor. parts: returns the reader of a tensor's stretches,
+    (first element, elements) -> flat tensor, or None where it can only be read whole.
     """
 
     path: Path
@@ -81,6 +87,8 @@ class Checkpoint:
     stream_moments: Callable[[str], Tensors] = field(default=_none, repr=False, compare=False)
     texts: Texts = field(default_factory=dict, repr=False)
     left: tuple[str, ...] = ()
+    fetch: Callable[[str], torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    parts: Callable[[str], Part | None] = field(default=_whole, repr=False, compare=False)
 
     @property
     def parameters(self) -> int:
@@ -90,6 +98,12 @@ class Checkpoint:
     def load(self) -> dict[str, torch.Tensor]:
         """Return fresh, contiguous, detached copies of all tensors on the CPU; raise RefusedCheckpoint."""
         return dict(self.stream())
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor as `load` does, without reading the others; raise KeyError or RefusedCheckpoint."""
+        if name not in self.tensors:
+            raise KeyError(name)
+        return self.fetch(name) if self.fetch else next(each for key, each in self.stream() if key == name)
 
     def describe(self) -> dict[str, Any]:
         """Return JSON for the page: what was found and every doubt."""
@@ -200,12 +214,15 @@ def read_checkpoint(path: Path, *, name: str | None = None, sha256: str | None =
     check_amount(contents, found, name)
     size = path.stat().st_size
 
-    def stream(tensors: Mapping[str, Stored]) -> Tensors:
+    def same(tensors: Mapping[str, Stored]) -> Mapping[str, Stored]:
         if path.stat().st_size != size:
             from probes.errors import RefusedCheckpoint
 
             raise RefusedCheckpoint(f"{name} has changed since it was described. Upload it again.")
-        return ((key, as_tensor(each)) for key, each in tensors.items())
+        return tensors
+
+    def stream(tensors: Mapping[str, Stored]) -> Tensors:
+        return ((key, as_tensor(each)) for key, each in same(tensors).items())
 
     return Checkpoint(
         path=path,
@@ -223,12 +240,20 @@ def read_checkpoint(path: Path, *, name: str | None = None, sha256: str | None =
         stream_moments=lambda kind: stream(found.moments[kind]),
         texts=contents.texts,
         left=found.left,
+        fetch=lambda key: as_tensor(same(found.tensors)[key]),
+        parts=lambda key: part_of(same(found.tensors)[key]),
     )
 
 
 def as_tensor(stored: Stored) -> torch.Tensor:
     """Make a tensor of our own of a stored one: dense, contiguous, on the CPU, without hooks or history."""
     return tensor_of_bytes(stored.read(), stored.dtype, stored.shape)
+
+
+def part_of(stored: Stored) -> Part | None:
+    """Return what makes flat tensors of stretches of a stored one, or None where it can only be read whole."""
+    part = stored.part
+    return None if part is None else lambda first, count: tensor_of_bytes(part(first, count), stored.dtype, (count,))
 
 
 def tensor_of_bytes(raw: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -78,6 +78,7 @@ def fit_names(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         model = build_folder(folder)
     names, left = _names(model, checkpoint.tensors)
     tied = checkpoint.facts.get("tied", {})
+    own = {names[key]: key for key in checkpoint.tensors if key in names}
     known = {names[key]: names[twin] for key, twin in tied.items() if key in names and twin in names}
     facts = {**checkpoint.facts, "tied": known, "ties": _ties(model, set(names.values()))}
     doubts = [f"{len(left)} buffers of older versions were left out ({left[0]})."] if left else []
@@ -88,6 +89,8 @@ def fit_names(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         doubts=tuple(dict.fromkeys((*checkpoint.doubts, *doubts))),
         stream=lambda: _renamed(checkpoint.stream(), names),
         stream_moments=lambda kind: _renamed(checkpoint.stream_moments(kind), names),
+        fetch=lambda name: checkpoint.read(own[name]),
+        parts=lambda name: checkpoint.parts(own[name]),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from probes.lora_plan import Edit, Plan, canonical, plan_merge
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Held = Callable[[str], Tensor]  # the adapter's tensors by their names
 
 
 def merge(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
@@ -39,6 +41,8 @@ def merge(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         stream=lambda: _stream(base, adapter, plan),
         moments=(),
         stream_moments=lambda _: iter(()),
+        fetch=lambda name: _merged(name, base.read(name), base, adapter.read, plan),
+        parts=lambda name: None if _changed(canonical(base, name), plan) else base.parts(name),
     )
 
 
@@ -50,29 +54,37 @@ def _own(adapter: Checkpoint) -> Iterator[str]:
 def _stream(base: Checkpoint, adapter: Checkpoint, plan: Plan) -> Iterator[tuple[str, Tensor]]:
     held = dict(adapter.stream())
     for name, tensor in base.stream():
-        key = canonical(base, name)
-        kind = tensor.dtype
-        if key in plan.replaced:
-            tensor = held[plan.replaced[key]]
-        for edit in plan.edits.get(key, ()):
-            tensor = _edited(tensor, edit, held, base.name)
-        if key in plan.biases:
-            bias, scaling = plan.biases[key]
-            tensor = tensor + scaling * held[bias].to(tensor.dtype)
-        yield name, tensor.to(kind)
+        yield name, _merged(name, tensor, base, held.__getitem__, plan)
 
 
-def _edited(weight: Tensor, edit: Edit, held: Mapping[str, Tensor], name: str) -> Tensor:
+def _changed(key: str, plan: Plan) -> bool:
+    return key in plan.replaced or key in plan.edits or key in plan.biases
+
+
+def _merged(name: str, tensor: Tensor, base: Checkpoint, held: Held, plan: Plan) -> Tensor:
+    key, kind = canonical(base, name), tensor.dtype
+    if key in plan.replaced:
+        tensor = held(plan.replaced[key])
+    for edit in plan.edits.get(key, ()):
+        tensor = _edited(tensor, edit, held, base.name)
+    if key in plan.biases:
+        bias, scaling = plan.biases[key]
+        tensor = tensor + scaling * held(bias).to(tensor.dtype)
+    return tensor.to(kind)
+
+
+def _edited(weight: Tensor, edit: Edit, held: Held, name: str) -> Tensor:
     """Return W + scaling B A, its rows given DoRA's lengths where there are any."""
     import torch
 
     if not weight.is_floating_point():
         kind = str(weight.dtype).removeprefix("torch.")
         raise ModelError(f"{name}: {edit.target} is {kind}; an adapter is merged with floating weights only.")
-    wide = torch.float64 if torch.float64 in (weight.dtype, held[edit.a].dtype) else torch.float32
-    a, b = held[edit.a].to(wide).flatten(1), held[edit.b].to(wide).flatten(1)
+    a = held(edit.a)
+    wide = torch.float64 if torch.float64 in (weight.dtype, a.dtype) else torch.float32
+    a, b = a.to(wide).flatten(1), held(edit.b).to(wide).flatten(1)
     rows = (weight.T if edit.turned else weight.flatten(1)).to(wide)
     rows = rows + edit.scaling * (b @ a)
     if edit.magnitude:
-        rows = rows * (held[edit.magnitude].to(wide).flatten() / rows.norm(dim=1))[:, None]
+        rows = rows * (held(edit.magnitude).to(wide).flatten() / rows.norm(dim=1))[:, None]
     return (rows.T if edit.turned else rows.reshape(weight.shape)).contiguous()

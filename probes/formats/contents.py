@@ -57,7 +57,8 @@ class Stored:
 
     dtype: torch's name, a key of ITEM_BYTES. read: returns its elements in row-major order as little-endian bytes,
     uint8 of length numel * item size; raises RefusedCheckpoint where the file is damaged. place: equal for tensors
-    that show the very same stretch of bytes. device: where it lay when it was saved ("cpu", "cuda:0").
+    that show the very same stretch of bytes. device: where it lay when it was saved ("cpu", "cuda:0"). part: returns
+    the same bytes of so many elements from one on, without reading the others; None where they do not lie in a row.
     """
 
     dtype: str
@@ -65,6 +66,7 @@ class Stored:
     read: Callable[[], Raw]
     place: Hashable
     device: str = "cpu"
+    part: Span | None = None
 
     @property
     def numel(self) -> int:

@@ -53,7 +53,11 @@ def stored(
     def read() -> Raw:
         return gathered(span(offset * item, reach * item), item, shape, stride)
 
-    return Stored(dtype, shape, read, (key, offset, shape, stride), device)
+    def part(first: int, count: int) -> Raw:
+        return span((offset + first) * item, count * item)
+
+    in_a_row = stride == row_major(shape)
+    return Stored(dtype, shape, read, (key, offset, shape, stride), device, part if in_a_row else None)
 
 
 def gathered(raw: Raw, item: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Raw:
