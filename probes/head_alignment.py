@@ -114,7 +114,7 @@ def _judge_classes(loss: str, logits: Logits, targets: Tensor) -> list[Tensor]:
     predicted = torch.full_like(counts, math.nan)
     for rows in (y != IGNORED).nonzero()[:, 0].split(ROWS):
         found = _of_rows(logits, z[rows], y[rows])
-        aligned = torch.stack([found.aligned(found.rounded(z.dtype)), found.aligned(-found.total)])
+        aligned = torch.stack([found.aligned(found.d_own / found.share), found.aligned(-found.total)])
         each = [*aligned.nan_to_num(0.0), found.loss, found.guess == y[rows], found.margin, aligned[1].isnan()]
         sums.index_add_(1, rows // length, torch.stack([one.double() for one in each]))
         if loss == "cross_entropy":
@@ -129,30 +129,26 @@ def _judge_classes(loss: str, logits: Logits, targets: Tensor) -> list[Tensor]:
 class _Rows:
     """Sums over the classes but the own one, (R,) each, of p_c relative to the highest of them.
 
-    total: of p_c. dots: of p_c (w_c . z). squares: of p_c^2. share: the highest p_c itself. own_plain: w_y . z. length:
-    |z| |W|.
+    total: of p_c. dots: of p_c (w_c . z). squares: of p_c^2. share: the highest p_c itself. d_own: p_y - 1 as the dtype
+    has it, not relative. own_plain: w_y . z. length: |z| |W|.
     """
 
     total: Tensor
     dots: Tensor
     squares: Tensor
     share: Tensor
+    d_own: Tensor
     own_plain: Tensor
     length: Tensor
     loss: Tensor
     guess: Tensor
     margin: Tensor
 
-    def aligned(self, d_own: Tensor) -> Tensor:
-        """Return the alignment when the derivative by the own logit is `d_own`, relative likewise; NaN without any."""
-        norms = self.length * (self.squares + d_own.square()).sqrt()
-        return torch.where(norms > 0, -(self.dots + d_own * self.own_plain) / norms, math.nan)
-
-    def rounded(self, dtype: torch.dtype) -> Tensor:
-        """Return the derivative by the own logit as softmax minus one gives it in a dtype."""
-        others = self.loss.expm1().to(dtype)  # p_c / p_y, summed up
-        d_own = (1 / (1 + others) - 1).double()
-        return torch.where(d_own == 0, 0.0, d_own / self.share)
+    def aligned(self, relative: Tensor) -> Tensor:
+        """Return the alignment for a derivative by the own logit, relative likewise; NaN where all are zero."""
+        relative = relative.nan_to_num(0.0)  # 0 / 0
+        norms = self.length * (self.squares + relative.square()).sqrt()
+        return torch.where(norms > 0, -(self.dots + relative * self.own_plain) / norms, math.nan)
 
 
 def _of_rows(logits: Logits, z: Tensor, y: Tensor) -> _Rows:
@@ -173,10 +169,14 @@ def _of_rows(logits: Logits, z: Tensor, y: Tensor) -> _Rows:
         total, squares = total * scale + p.sum(1, True), squares * scale**2 + _inner(p, p)
         dots, top = dots * scale + _inner(p, plain), higher
     loss = torch.logaddexp(top + total.log() - own, torch.zeros_like(own))
+    if logits.width <= COLUMNS:
+        d_own = scores.to(z.dtype).softmax(1).gather(1, place).double() - 1
+    else:
+        d_own = (1 / (1 + loss.expm1().to(z.dtype)) - 1).double()
     ahead = (own > top) | ((own == top) & (y < guess))
     guess, margin = torch.where(ahead, y, guess), (own - top).nan_to_num(posinf=math.nan)
     length = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64) * _norm(logits.weight)
-    found = (total, dots, squares, (top - own - loss).exp(), own_plain, length, loss, guess, margin)
+    found = (total, dots, squares, (top - own - loss).exp(), d_own, own_plain, length, loss, guess, margin)
     return _Rows(*(each[:, 0] for each in found))
 
 
