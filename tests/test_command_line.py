@@ -279,3 +279,11 @@ def test_a_long_text_is_no_path(fake, bench):
     base[7] = text
     torch.save({f"{key.replace('2.', '202.')}": value for key, value in bench[1].state_dict().items()}, folder / "c.pt")
     assert main(base) == 0
+
+
+def test_numbers_are_printed_and_tables_are_left_to_files() -> None:
+    from workspace.command_run import lines
+
+    values = {"loss": 0.5, "rotation": {"conv\n1": [0.0, 0.25]}, "names": ["a", "b"], "none": None, "empty": []}
+    rows = {"examples": [{"id": "1"}], "verdict": "x"}
+    assert list(lines(values | rows)) == ["loss: 0.5", "rotation conv\n1: 0, 0.25", "names: a, b"]

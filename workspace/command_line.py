@@ -159,7 +159,7 @@ def _allowed(option: Option) -> str:
 def _run(chosen: argparse.Namespace) -> int:
     from workspace.command_run import run
 
-    run(chosen, say)
+    run(chosen, say, lambda line: print(plain(line)))
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LINES = 2.0
 SHOWN = 10
 
 
-def run(chosen: argparse.Namespace, say: Say) -> None:
+def run(chosen: argparse.Namespace, say: Say, show: Say = print) -> None:
     """Run the analyzer that was chosen and write its result; raise ProbeError for what the user can mend."""
     analyzer = analyzer_of(chosen.analyzer, chosen.set, chosen.micro_batch)
     check_folder(chosen.out)
@@ -41,9 +41,8 @@ def run(chosen: argparse.Namespace, say: Say) -> None:
     write(result, chosen.out)
     for each in result.caveats:
         say(f"Caveat: {each}")
-    for name, value in result.values.items():
-        if isinstance(value, (int, float)) or (isinstance(value, list) and value):
-            print(f"{name}: {_shown(value)}")
+    for line in lines(result.values):
+        show(line)
     say(f"Written to {chosen.out}.")
 
 
@@ -63,6 +62,15 @@ def _analysed(chosen: argparse.Namespace, analyzer: Analyzer, copies: Copies, sa
         return answered(
             analyzer, checkpoints, objective_at, progress, lambda gate: say(f"Gate: {gate.verdict}. {gate.sentence}")
         )
+
+
+def lines(values: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Yield a line for each number and each list of numbers or names; tables lie in files of their own."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from lines(value, f"{within}{name} ")
+        elif isinstance(value, int | float) or (isinstance(value, list) and value and not isinstance(value[0], dict)):
+            yield f"{within}{name}: {_shown(value)}"
 
 
 def _shown(value: Any) -> str:
