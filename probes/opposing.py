@@ -141,7 +141,8 @@ def correlation(losses: Floats, groups: Groups, null: Sequence[Groups], chosen: 
 def answers(objective: Objective, rows: Sequence[int]) -> list[tuple[Any, float | None]]:
     """Return what the model says of these examples, with the margin of the right answer.
 
-    A class: its number, and the logit of the label less the largest other. One value: that value. Else None.
+    A class: its number, and of cross-entropy the logit of the label less the largest other. One value: that value.
+    Else None.
     """
     chosen = objective.chosen(rows)
     if objective.own is not None or objective.loss == "causal_lm":
@@ -149,13 +150,22 @@ def answers(objective: Objective, rows: Sequence[int]) -> list[tuple[Any, float 
     with torch.no_grad(), strict(objective.module):
         outputs = torch.cat([chosen.outputs(chosen.theta, part) for part in chosen.parts()]).double().cpu()
     if objective.loss != "cross_entropy":
-        values = outputs.reshape(len(rows), -1)
-        return [(float(each), None) if len(each) == 1 else (None, None) for each in values]
+        return [(each, None) for each in _values(objective, outputs.reshape(len(rows), -1))]
     targets = chosen.targets.cpu()[:, None]
     right = outputs.gather(1, targets)[:, 0]
     others = outputs.scatter(1, targets, -torch.inf).amax(1)
     margins = [float(each) if math.isfinite(each) else None for each in right - others]
     return list(zip(map(int, outputs.argmax(1)), margins, strict=True))
+
+
+def _values(objective: Objective, outputs: Tensor) -> list[Any]:
+    """Return what outputs (K, M) of squared error or of binary cross-entropy say: classes, numbers, or None."""
+    labels = objective.batches.targets
+    if outputs.shape[1] > 1:
+        classes = labels.ndim == 1 and not labels.is_floating_point()
+        return outputs.argmax(1).tolist() if classes else [None] * len(outputs)
+    column = outputs[:, 0]
+    return (column > 0).int().tolist() if objective.loss == "bce_with_logits" else column.tolist()
 
 
 def _mean_gradient(objective: Objective, rows: Rows) -> Tensor:

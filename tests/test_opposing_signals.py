@@ -22,7 +22,7 @@ from probes.checkpoint import Checkpoint, read_checkpoint
 from probes.data import read_batches
 from probes.errors import DataError
 from probes.objective import Objective, build_objective
-from probes.opposing import correlation, group_size, groups_of, p_value, random_groups, share_of_top
+from probes.opposing import answers, correlation, group_size, groups_of, p_value, random_groups, share_of_top
 from probes.specs import DataSpec, ModelSpec
 
 NETS = {"mlp": (mlp, "cross_entropy"), "cnn": (cnn, "cross_entropy"), "gpt": (gpt, "causal_lm")}
@@ -348,6 +348,24 @@ def test_classes_are_named_and_nothing_from_files_is_taken_for_markup(tmp_path) 
         assert "<b>net" not in text and "\\u003cb\\u003enet" not in text
         assert figure.layout.template.layout.colorway
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "targets", "expected"),
+    [
+        (1, "mse", torch.zeros(9), lambda out: out[:, 0].tolist()),
+        (1, "bce_with_logits", torch.arange(9) % 2, lambda out: (out[:, 0] > 0).int().tolist()),
+        (3, "mse", torch.arange(9) % 3, lambda out: out.argmax(1).tolist()),
+        (3, "mse", torch.zeros(9, 3), lambda out: [None] * 9),
+        (3, "cross_entropy", torch.arange(9) % 3, lambda out: out.argmax(1).tolist()),
+    ],
+)
+def test_what_the_model_says_of_an_example(outputs, loss, targets, expected) -> None:
+    module, x = nn.Linear(4, outputs), torch.randn(9, 4)
+    found = answers(Objective.of(module, batches(x, targets), loss, dtype="float64", micro_batch=2), [*range(9)][::-1])
+    said = zip([each[0] for each in found], expected(module(x).detach())[::-1], strict=True)
+    assert all(one is other or one == pytest.approx(other, rel=1e-5) for one, other in said)
+    assert [each[1] is not None for each in found] == [loss == "cross_entropy"] * 9
 
 
 def test_a_result_is_saved_read_and_drawn_again(tmp_path) -> None:
