@@ -21,7 +21,8 @@ ALIGNMENT = "Alignment of an example (cosine)"
 PANEL = 165  # pixels
 GAP = 0.05  # between panels, as a share of the height
 RIDGES = 24  # checkpoints in the ridgeline at most
-BINS, WIDTH = 480, 0.015  # of a density; the Gaussian's standard deviation as a share of the range
+BINS = 480  # of a density
+BANDWIDTH = 0.9  # of its Gaussian, in units of the spread times n^(-1/5)
 RUG = 400  # wrong examples that are drawn one by one
 NAMED = 16  # layers in a legend at most
 
@@ -74,7 +75,7 @@ def _alignment(result: Result) -> go.Figure:
         drawn.add_hrect(-BETA - POLE, -BETA + POLE, yref="y2", fillcolor=GREY, opacity=0.25, line_width=0)
     if values["best"]:
         time = values["best"]["time"]
-        place = {"x0": time, "x1": time, "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}  # through all panels
+        place = {"x0": time, "x1": time, "y0": 0, "y1": 1, "yref": "paper"}  # through all panels
         drawn.add_shape(type="line", **place, line={"color": COLOURS[3], "width": 1.5, "dash": "dot"})
         drawn.add_scatter(
             x=[time],
@@ -99,7 +100,7 @@ def _panels(result: Result, title: str, *, of_runs: bool = False) -> go.Figure:
         top = 1 - number * (height + GAP)
         axis = {"domain": [max(top - height, 0), top], "anchor": "x", "title": {"text": words}, "nticks": 5}
         drawn.update_layout({f"yaxis{number + 1 if number else ''}": axis})
-    drawn.update_xaxes(anchor="y4")
+    drawn.update_xaxes(anchor="y4", **_ticks(values))
     drawn.update_layout(hovermode="x unified", hoversubplots="axis", height=4 * PANEL + 190, legend={"y": -0.11})
     return drawn
 
@@ -162,7 +163,12 @@ def _distribution(result: Result) -> go.Figure:
     values, every = result.values, result.arrays["exact"]
     count = len(every)
     shown = np.unique(np.linspace(0, count - 1, min(count, RIDGES)).round().astype(int))
-    drawn = figure(f"Alignment of each example, {_scope(values)}", _about(result), ALIGNMENT, time_axis(values["unit"]))
+    drawn = figure(
+        f"Alignment of each example, {_scope(values, main=True)}",
+        f"{_about(result)}<br>each ridge to its own height; without rounding of the derivative",
+        ALIGNMENT,
+        time_axis(values["unit"]),
+    )
     known = every[np.isfinite(every)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (-1.0, 1.0)
     pad = 0.05 * (high - low or 0.1)
@@ -209,32 +215,33 @@ _SILENT: dict[str, Any] = {"showlegend": False, "hoverinfo": "skip"}
 def _density(sample: Floats, edges: Floats) -> Floats:
     """Smooth a histogram by a Gaussian; per unit of alignment."""
     counts, _ = np.histogram(sample, edges)
-    sigma = WIDTH * BINS
-    reach = np.arange(-int(4 * sigma), int(4 * sigma) + 1)
+    sigma = max(BANDWIDTH * float(sample.std()) * len(sample) ** -0.2 / (edges[1] - edges[0]), 1.5)  # in bins
+    most = min(int(4 * sigma), BINS // 2 - 1)
+    reach = np.arange(-most, most + 1)
     bell = np.exp(-0.5 * (reach / sigma) ** 2)
     smooth: Floats = np.convolve(counts, bell / bell.sum(), "same") / len(sample) / (edges[1] - edges[0])
     return smooth
 
 
 def _layers(result: Result) -> go.Figure:
-    """Draw the mean alignment in each kernel over time, coloured by depth."""
+    """Draw the mean alignment in each kernel over time, coloured by depth; of one checkpoint side by side."""
     values = result.values
-    layers, labels = values["layers"], as_labels(values["layers"])
-    drawn = figure(
-        "Mean alignment in each layer, eval mode", _about(result), time_axis(values["unit"]), "Mean alignment (cosine)"
-    )
+    layers, labels, alone = values["layers"], as_labels(values["layers"]), len(values["times"]) == 1
+    x = "Layer" if alone else time_axis(values["unit"])
+    drawn = figure("Mean alignment in each layer, eval mode", _about(result), x, "Mean alignment (cosine)")
     for key, label, colour in zip(layers, labels, depth_colours(len(layers)), strict=True):
         errors = values["layers_stderr"][key]
         drawn.add_scatter(
-            x=values["times"],
+            x=[label] if alone else values["times"],
             y=layers[key],
-            error_y={"type": "data", "array": [each or 0.0 for each in errors], "thickness": 1},
-            mode="lines+markers",
+            error_y={"type": "data", "array": [each or 0.0 for each in errors], "thickness": 1.5},
+            mode="markers" if alone else "lines+markers",
             line={"color": colour, "width": 2},
+            marker={"color": colour, "size": 8},
             name=label,
             hovertemplate=f"{label}: %{{y:.4g}}<extra></extra>",
         )
-    drawn.update_layout(showlegend=len(layers) <= NAMED, height=560)
+    drawn.update_layout(showlegend=not alone and len(layers) <= NAMED, height=560)
     return drawn
 
 
@@ -242,7 +249,7 @@ def _flip_test(result: Result) -> go.Figure:
     """Draw the alignment of flipped and kept labels at the last checkpoint, and the AUROC over time."""
     values, flipped = result.values, result.arrays["flipped_rows"]
     share, last = 100 * values["flipped_share"], as_plotly(values["labels"][-1])
-    title = f"Flip test: {share:.3g} % of the labels changed at random, {_scope(values)}"
+    title = f"Flip test: {share:.3g} % of the labels changed at random, {_scope(values, main=True)}"
     drawn = figure(title, _about(result), f"Alignment at {last} (cosine)", "Share of the examples (%)")
     sample = result.arrays["flipped"][-1]
     edges = np.linspace(sample.min(), sample.max() + 1e-12, 61)
@@ -261,16 +268,23 @@ def _flip_test(result: Result) -> go.Figure:
     drawn.update_layout(
         barmode="overlay",
         xaxis={"domain": [0, 0.55]},
-        xaxis2={"domain": [0.68, 1], "anchor": "y2", "title": {"text": time_axis(values["unit"])}},
+        xaxis2={"domain": [0.68, 1], "anchor": "y2", "title": {"text": time_axis(values["unit"])}, **_ticks(values)},
         yaxis2={"anchor": "x2", "title": {"text": "AUROC of −alignment for the flipped"}},
     )
     return drawn
 
 
-def _scope(values: Mapping[str, Any]) -> str:
+def _ticks(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ticks at whole checkpoints only, where the axis counts them, or there is one."""
+    times = values["times"]
+    return {"tickvals": times} if len(times) == 1 or (values["unit"] == "position" and len(times) <= RIDGES) else {}
+
+
+def _scope(values: Mapping[str, Any], *, main: bool = False) -> str:
+    """Say what is drawn: all that there is, or what the main figures are of."""
     if values["scope"] == "network":
         return "whole network, eval mode"
-    where = "final linear layer" + (" and whole network" if "network_mean" in values else "")
+    where = "final linear layer" + (" and whole network" if "network_mean" in values and not main else "")
     return f"{where}, eval mode"
 
 

@@ -178,7 +178,7 @@ def _of_rounding(seen: Seen) -> list[str]:
         "one leaves nothing but rounding of predictions that are very sure. It moves the alignment of "
         f"{seen.rounded[most]:,} of {seen.moments[most].n:,} examples at {seen.series.labels[most]}, and GWA there "
         f"from {exact} to {one}. The values exact_… are without it, and so are the distribution, the examples to check "
-        "and the flip test."
+        "and the flip test." + (" Those of the whole network hold the rounding." if seen.plan.network else "")
     ]
 
 
