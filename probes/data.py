@@ -8,9 +8,9 @@ applied for each channel. The readers of the single formats are in `probes.datas
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Batches:
     inputs: float32 (N, C, H, W) images or (N, F) rows, int64 (N, T) token ids. targets: int64 (N,) classes; float32
     (N,) or (N, K) values; int64 (N, T) next tokens aligned to the inputs, -100 where nothing counts. ids: stable
     names. sha256: of dtype, shape and bytes of inputs and targets. about: source, format, mean, std, shuffle, of.
+    show: token ids -> their text, where the tokenizer is known.
     """
 
     inputs: torch.Tensor
@@ -63,6 +64,7 @@ class Batches:
     classes: tuple[str, ...]
     doubts: tuple[str, ...]
     about: Mapping[str, Any]
+    show: Callable[[Array], str] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -112,6 +114,7 @@ def read_batches(
             classes=read.classes,
             doubts=(*read.doubts, *id_doubts(ids)),
             about=about(spec, read.found),
+            show=read.found.show,
         )
 
 

@@ -37,12 +37,14 @@ def pictures_of(batches: Batches, rows: Sequence[int], side: int = 48) -> NDArra
 def texts_of(batches: Batches, rows: Sequence[int], most: int = 160) -> list[str] | None:
     """Return examples of token ids as text of `most` characters each; None when they are no tokens.
 
-    Bytes are decoded. Of other tokenizers the examples keep the ids alone, and these are shown.
+    Where the tokenizer is not known the ids are shown.
     """
     inputs = batches.inputs
     if inputs.ndim != 2 or inputs.is_floating_point():
         return None
     kept = [_counted(batches, row) for row in rows]
+    if batches.show is not None:
+        return [_cut(batches.show(each), most) for each in kept]
     if batches.about.get("tokenizer") == "bytes":
         return [_cut(bytes(each.clip(0, 255).tolist()).decode("utf-8", "replace"), most) for each in kept]
     return [_cut(" ".join(map(str, each[:most].tolist())), most) for each in kept]

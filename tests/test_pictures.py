@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from curvature_oracles import batches
 
+from probes.data import read_batches
 from probes.pictures import pictures_of, texts_of
+from probes.specs import DataSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -77,3 +80,9 @@ def test_bytes_are_read_and_other_tokens_are_listed() -> None:
 def test_sequences_with_a_label_are_shown_whole() -> None:
     data = batches(torch.tensor([[5, 6, 0]]), torch.tensor([1]))
     assert texts_of(data, [0]) == ["5 6 0"]
+
+
+def test_tokens_are_shown_as_the_text_that_they_were(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("banana split")
+    data = read_batches(DataSpec((str(tmp_path / "t.txt"),), context=6, tokenizer="characters"))
+    assert texts_of(data, [0]) == ["banana "]  # with the token that is predicted last
