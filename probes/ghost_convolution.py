@@ -54,7 +54,7 @@ class Steps:
         return a.shape[1] <= NARROW or a.shape[1] // self.groups >= WIDE
 
     def tokens(self, a: Tensor, e: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Return what the kernel sees at its T places (N groups, T, C / groups kernel), and e (N groups, T, O / groups)."""
+        """Return what the kernel sees at its T places, (N groups, T, numbers), and e, (N groups, T, O / groups)."""
         if any(self.padding):
             a = functional.pad(a, [side for each in reversed(self.padding) for side in (each, each)])
         rows, places = len(a) * self.groups, e.shape[2:]

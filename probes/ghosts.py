@@ -17,7 +17,8 @@ from probes.memory import is_out_of_memory
 from probes.objective import Objective
 from probes.one_by_one import REFUSALS, Figures
 from probes.parameter_rules import RULES
-from probes.parameter_watch import Call, Recorder, Unfollowed, Watch
+from probes.parameter_steps import Call, Recorder
+from probes.parameter_watch import Watch
 from probes.strict import strict
 
 
@@ -79,9 +80,9 @@ class Ghosts:
     def _steps(self) -> list[Call]:
         for _ in range(2):  # the first pass of some models makes what later ones find
             one = Recorder()
-            self._record(one, slice(0, 1))
             two = Recorder(one)
-            with suppress(Unfollowed):
+            with suppress(*REFUSALS):
+                self._record(one, slice(0, 1))
                 self._record(two, slice(0, 2))
                 return two.calls
         return []

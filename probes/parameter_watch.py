@@ -6,72 +6,16 @@ gradients of the outputs instead. Whether every use was seen is checked elsewher
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from probes.ghost_ledger import Ledger, Slot, Source
 from probes.ghost_rules import Layout, Seed, Site, Use
-
-Function = Callable[..., Any]
-
-
-class Unfollowed(RuntimeError):
-    """The model does not take the same steps for every number of examples."""
-
-
-@dataclass(frozen=True)
-class Growth:
-    """The axis of a tensor that grows with the examples: `inner` rows for each, together or `apart`."""
-
-    axis: int
-    inner: int
-    apart: bool
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a torch function: how the tensors that go in and come out grow, None for those that do not."""
-
-    function: Function
-    inputs: tuple[Growth | None, ...]
-    outputs: tuple[Growth | None, ...]
-
-
-class Recorder(TorchFunctionMode):
-    """Note the calls of a forward pass of one example, and then compare them with those of two."""
-
-    def __init__(self, one: Recorder | None = None) -> None:
-        super().__init__()
-        self.notes: list[tuple[Function, list[Tensor], list[Tensor]]] = []
-        self.calls: list[Call] = []
-        self._one = iter(one.notes if one is not None else ())
-        self._compares = one is not None
-
-    def __torch_function__(self, func: Function, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function and note it."""
-        kwargs = kwargs or {}
-        if func in OPENED:
-            with self:
-                return OPENED[func](*args, **kwargs)
-        inputs = list(_tensors((args, kwargs)))
-        function, *before = next(self._one, (None, [], []))
-        into = _growths(before[0], inputs) if self._compares else ()
-        result = func(*args, **kwargs)
-        outputs = list(_tensors(result))
-        if not self._compares:
-            self.notes.append((func, inputs, outputs))
-            return result
-        if function != func:
-            raise Unfollowed
-        self.calls.append(Call(func, into, _growths(before[1], outputs)))
-        return result
+from probes.parameter_steps import OPENED, Call, Function, Growth, Unfollowed, tensors_in
 
 
 class Watch(TorchFunctionMode):
@@ -102,7 +46,7 @@ class Watch(TorchFunctionMode):
             with self:
                 return OPENED[func](*args, **kwargs)
         call = self._step(func)
-        tensors = list(_tensors((args, kwargs)))
+        tensors = list(tensors_in((args, kwargs)))
         if not any(id(each) in self._sources for each in tensors) or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if len(tensors) != len(call.inputs):
@@ -171,7 +115,7 @@ class Watch(TorchFunctionMode):
     def _unruled(self, call: Call, args: Any, kwargs: Any) -> Any:
         """Follow what is computed of parameters alone or copied for each example; give up what goes elsewhere."""
         result = call.function(*args, **kwargs)
-        found = list(_tensors(result))
+        found = list(tensors_in(result))
         if not any(each.is_floating_point() for each in found) or call.function in CONSTANT:
             return result
         if len(found) != len(call.outputs):
@@ -182,7 +126,7 @@ class Watch(TorchFunctionMode):
                 return self._derived(call.function, args, kwargs, result)
             if call.function in COPYING and self.source(args[0]) is not None:
                 return self._copied(call, args, kwargs, result)
-        known = [source for source in map(self.source, _tensors((args, kwargs))) if source is not None]
+        known = [source for source in map(self.source, tensors_in((args, kwargs))) if source is not None]
         self.lost.update(index for source in known for index in source.parents)
         return result
 
@@ -201,15 +145,15 @@ class Watch(TorchFunctionMode):
         """Follow the tensors of a result that was computed of parameters alone."""
         parents, replay = self._replay(function, args, kwargs)
         base = self.source(args[0]) if args and function in SELECTING else None
-        for place, each in enumerate(_tensors(result)):
-            follow = lambda *tensors, place=place: list(_tensors(replay(*tensors)))[place]
+        for place, each in enumerate(tensors_in(result)):
+            follow = lambda *tensors, place=place: list(tensors_in(replay(*tensors)))[place]
             selects = base is not None and base.selects and _once(base.value, each)
             self._sources[id(each)] = Source(each, parents, follow, selects)
         return result
 
     def _replay(self, function: Function, args: Any, kwargs: Any) -> tuple[tuple[int, ...], Function]:
         """Return the parents of the arguments, and the call as a function of them."""
-        found = [source for source in map(self.source, _tensors((args, kwargs))) if source is not None]
+        found = [source for source in map(self.source, tensors_in((args, kwargs))) if source is not None]
         parents = tuple(dict.fromkeys(index for source in found for index in source.parents))
 
         def replay(*tensors: Tensor) -> Any:
@@ -228,53 +172,12 @@ def _once(base: Tensor, each: Tensor) -> bool:
     return each.numel() == base.numel()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _tensors(each)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
-
-
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)([_mapped(each, change) for each in value])
     if isinstance(value, dict):
         return {key: _mapped(each, change) for key, each in value.items()}
     return change(value)
-
-
-def _growths(one: Sequence[Tensor], two: Sequence[Tensor]) -> tuple[Growth | None, ...]:
-    """Compare the tensors of a call with one example and with two."""
-    if len(one) != len(two):
-        raise Unfollowed
-    return tuple(_growth(*pair) for pair in zip(one, two, strict=True))
-
-
-def _growth(one: Tensor, two: Tensor) -> Growth | None:
-    if one.ndim != two.ndim:
-        raise Unfollowed
-    grown = [axis for axis, sizes in enumerate(zip(one.shape, two.shape, strict=True)) if sizes[0] != sizes[1]]
-    if not grown:
-        return None
-    axis, inner = grown[0], one.shape[grown[0]]
-    if len(grown) > 1 or two.shape[axis] != 2 * inner:
-        raise Unfollowed
-    if inner == 1:
-        return Growth(axis, 1, apart=False)
-    rows = two.movedim(axis, 0)
-    together, apart = (
-        (one.movedim(axis, 0).double() - each.double()).abs().sum() for each in (rows[:inner], rows[::2])
-    )
-    return Growth(axis, inner, bool(apart < together))
-
-
-def _opened(function: Any) -> Function:
-    """Return a function of functions that does not hand itself over whole, so that its parts are seen."""
-    scope = {**function.__globals__, "has_torch_function": lambda _: False}
-    return types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _named(names: str) -> tuple[Function, ...]:
@@ -286,7 +189,6 @@ def _getters(names: str) -> tuple[Function, ...]:
     return tuple(getattr(Tensor, name).__get__ for name in names.split())
 
 
-OPENED = {functional.multi_head_attention_forward: _opened(functional.multi_head_attention_forward)}
 CONSTANT = {*_named("detach"), *_getters("data")}
 COPYING = set(_named("expand expand_as repeat tile broadcast_to"))
 SELECTING = {
