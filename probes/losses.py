@@ -86,7 +86,7 @@ def tally(loss: LossName, outputs: Tensor, targets: Tensor) -> Tally:
     each = _per_output(loss, outputs.double(), targets.double()).flatten(1).mean(1)
     if loss == "mse":
         return Tally(counts, each, None)
-    right = ((outputs > 0) == (targets > 0.5)).double().flatten(1).mean(1)
+    right = ((outputs > 0) == (targets.reshape(outputs.shape) > 0.5)).double().reshape(len(counts), -1).mean(1)
     return Tally(counts, each, right)
 
 

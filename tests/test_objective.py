@@ -84,6 +84,14 @@ def test_single_output_takes_flat_targets() -> None:
     assert found.accuracy == pytest.approx(((net(x)[:, 0] > 0) == (y > 0)).float().mean().item())
 
 
+def test_a_model_may_drop_the_axis_of_its_single_output() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    x, y = torch.randn(7, 3), torch.randint(0, 2, (7,))
+    found = Objective.of(net, batches(x, y), "bce_with_logits", micro_batch=2).evaluate()
+    assert found.accuracy == pytest.approx(float(((net(x) > 0) == (y > 0)).double().mean()))
+
+
 def test_class_labels_become_one_hot_for_mse_with_a_caveat() -> None:
     net, x, y = nn.Linear(3, 4), torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 0])
     objective = Objective.of(net, batches(x, y), "mse")
