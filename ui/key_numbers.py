@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from ui.text import number, percent, with_error
+from ui.text import as_text, number, percent, with_error
 
 Values = Mapping[str, Any]
 ROW = 4
@@ -16,11 +16,12 @@ ROW = 4
 
 @dataclass(frozen=True)
 class Cell:
-    """One number, as raw text."""
+    """One number. text: written here, never from a file; help and note (in small print below): raw text."""
 
     label: str
     text: str
     help: str = ""
+    note: str = ""
 
 
 def draw(analyzer: str, values: Values) -> None:
@@ -28,7 +29,9 @@ def draw(analyzer: str, values: Values) -> None:
     cells = CELLS.get(analyzer, lambda _values: [])(values)
     for start in range(0, len(cells), ROW):
         for cell, column in zip(cells[start : start + ROW], st.columns(ROW), strict=False):
-            column.metric(cell.label, cell.text, border=True, help=cell.help or None)
+            note = {"delta": as_text(cell.note), "delta_color": "off", "delta_arrow": "off"} if cell.note else {}
+            more: dict[str, Any] = {"help": as_text(cell.help) if cell.help else None, **note}
+            column.metric(cell.label, cell.text, border=True, height="stretch", **more)
 
 
 def _alignment(values: Values) -> list[Cell]:
@@ -67,11 +70,44 @@ def _opposing(values: Values) -> list[Cell]:
     ]
 
 
+def _rotation(values: Values) -> list[Cell]:
+    last = {layer: row[-1] for layer, row in values["rotation"].items() if row[-1] is not None}
+    turned = sorted(last, key=lambda layer: last[layer])
+    least, most = (turned[0], turned[-1]) if turned else ("", "")
+    match = values["seed_match"]
+    return [
+        Cell(
+            "Mean rotation, last", number(values["mean_rotation"][-1], 3), f"Over the kernels, since {values['since']}."
+        ),
+        Cell("Least turned", number(last.get(least), 3), note=least),
+        Cell("Most turned", number(last.get(most), 3), note=most),
+        Cell("Start is this run's", str(match["verdict"]), match["sentence"]),
+    ]
+
+
+def _statistics(values: Values) -> list[Cell]:
+    last = lambda name: values[name][-1] if values.get(name) else None
+    both = lambda name: with_error(last(name), last(f"{name}_stderr"))
+    least = last("noise_scale_at_least")
+    scale = both("noise_scale") if last("noise_scale") is not None else f"above {number(least, 2)}" if least else "–"
+    rate = "" if values["learning_rate"] else " per unit of learning rate"
+    told = f"Expected, in one step, with {number(values['training_examples'])} training examples{rate}."
+    return [
+        Cell("Gradient norm, last", both("gradient_norm"), "Of the mean gradient, less what its noise adds; ± stderr."),
+        Cell("Covariance trace, last", both("covariance_trace"), "Of the gradients of single examples."),
+        Cell("Noise scale, last", scale, "Covariance trace / squared gradient norm, in examples."),
+        Cell("Adequate batch, last", both("adequate_batch"), f"By the norm test with θ = {number(values['theta'])}."),
+        Cell("Growth of the gap, last", both("gap_growth"), told),
+    ]
+
+
 def _between(low: Any, high: Any) -> str:
     return f"{number(low, 2)} to {number(high, 2)}"
 
 
 CELLS: Mapping[str, Callable[[Values], list[Cell]]] = {
     "gradient_alignment": _alignment,
+    "gradient_statistics": _statistics,
+    "layer_rotation": _rotation,
     "opposing_signals": _opposing,
 }

@@ -43,7 +43,7 @@ def draw(id: str, bench: Bench) -> None:
         st.warning(as_list(line.doubts))
     measured = ready(bench)
     parts = {"gate": gates(measured, line), "hessian_spectrum": spectra(measured, line)}
-    for name in filter(catalogue().__contains__, READERS):
+    for name in READERS:
         parts[name] = of_series(name, measured if catalogue()[name].needs_objective else what, line)
     figure(parts, line)
     missing(parts, line)

@@ -89,14 +89,13 @@ def of_series(name: str, what: Laid | str, line: Timeline) -> Part:
     earlier = answer_of(longest.id) if longest else None
     if longest is None or earlier is None:
         return Part(analyzer.title, {}, (spec,))
-    points = _over_time(name, earlier["values"], _in_time(longest))
+    points = _over_time(name, earlier["values"], in_time(longest))
     return Part(analyzer.title, points, () if len(points) == len(line.checkpoints) else (spec,))
 
 
 def panels(parts: Mapping[str, Part], line: Timeline, rates: Sequence[float]) -> list[Panel]:
     """Return all that can be drawn; rates: the learning rate at each checkpoint, () where it is not known."""
-    nothing = Part("", {}, ())
-    curve = lambda part, name, factor=1.0: parts.get(part, nothing).curve(line, name, factor)
+    curve = lambda part, name, factor=1.0: parts[part].curve(line, name, factor)
     edge = Curve("2 / learning rate", tuple(2 / each for each in rates), (), True) if rates else None
     top = curve("hessian_spectrum", TOP)
     alignment = tuple(curve("gradient_alignment", each) for each in ("mean alignment", "GWA"))
@@ -117,8 +116,8 @@ def _same(job: Job, spec: JobSpec, checkpoints: Sequence[str]) -> bool:
     return alike and set(job.payload["checkpoints"]) <= set(checkpoints)
 
 
-def _in_time(job: Job) -> tuple[str, ...]:
-    """Return the checkpoints of a run in the order in which its result has them."""
+def in_time(job: Job) -> tuple[str, ...]:
+    """Return the checkpoints of a run in the order in which its result has them; () where that is not known."""
     texts = tuple(job.payload["checkpoints"])
     known = [answer(inspection(text)) for text in texts]
     try:
@@ -141,9 +140,7 @@ def _ends(values: Values) -> Point:
 
 
 def _rotation(values: Values, place: int) -> Point:
-    known = [_number(each[place]) for each in values["rotation"].values()]
-    kept = [each for each in known if each is not None]
-    return {"mean rotation": (sum(kept) / len(kept) if kept else None, None)}
+    return {"mean rotation": (_at(values, "mean_rotation", place), None)}
 
 
 def _alignment(values: Values, place: int) -> Point:

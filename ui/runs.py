@@ -45,7 +45,7 @@ def choose(analyzer: type[Analyzer]) -> Job | None:
     if run and job is None:
         st.warning("The run in this link is not in this workspace.")
     _history(analyzer, job)
-    label = "Ask again, with other options or another checkpoint" if job else "Ask"
+    label = "Ask again, with other options or checkpoints" if job else "Ask"
     with st.expander(label, expanded=job is None, icon=":material/tune:"):
         _form(analyzer, bench_id, job)
     return job

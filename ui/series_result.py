@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import streamlit as st
 
 from analyzers._base import Analyzer, Result
 from probes.errors import ProbeError
 from ui import examples, key_numbers, panels
+from ui.run_points import in_time
 from ui.runs import history, title_of
-from ui.state import result_of
+from ui.state import answer_of, jobs, result_of
 from ui.text import as_text
 from workspace.jobs import Job
+
+LISTED = 300  # jobs that are looked through for accuracies
 
 
 def draw(job: Job, result: Result, analyzer: type[Analyzer]) -> None:
@@ -18,13 +24,22 @@ def draw(job: Job, result: Result, analyzer: type[Analyzer]) -> None:
     panels.head(job)
     key_numbers.draw(analyzer.name, result.values)
     panels.caveats(result)
+    view = _view(analyzer.name)
     tables = dict(result.tables())
-    panels.figures(job, result, result.figures(), tables, {})
+    panels.figures(job, result, result.figures(**view), tables, view)
     examples.draw(job, result)
     panels.card(result, "Of what")
     panels.tables(tables)
     if analyzer.result.overlay is not Result.overlay:
         compare(job, result, analyzer)
+
+
+def _view(name: str) -> dict[str, Any]:
+    """Draw the choices that change the drawing only; return them as keywords of the result's `figures`."""
+    if name != "layer_rotation":
+        return {}
+    told = "How far each layer would have turned by steps of these sizes in random directions."
+    return {"null": st.toggle("Draw the random walk of each layer", key="null", bind="query-params", help=told)}
 
 
 def compare(job: Job, result: Result, analyzer: type[Analyzer]) -> None:
@@ -40,12 +55,49 @@ def compare(job: Job, result: Result, analyzer: type[Analyzer]) -> None:
             key=f"compare-{job.id}",
             placeholder="Choose finished runs",
         )
-        beside = [each for id in chosen if (each := result_of(id, analyzer.name))]
+        beside = [(others[id], each) for id in chosen if (each := result_of(id, analyzer.name))]
         if not beside:
             return
+        view: dict[str, Any] = {}
+        if analyzer.name == "layer_rotation":
+            view = {"accuracies": accuracies([(job, result), *beside])}
         try:
-            drawn = result.overlay(beside)
+            drawn = result.overlay([each for _, each in beside], **view)
         except ProbeError as error:
             st.error(as_text(error))
             return
-        panels.figures(job, result, drawn, {}, {"over": chosen})
+        panels.figures(job, result, drawn, {}, {**view, "over": [each.id for each, _ in beside]})
+
+
+def accuracies(runs: Sequence[tuple[Job, Result]]) -> list[float | None]:
+    """Draw a field for the accuracy of each run, filled in where the gate or the files know it; return fractions."""
+    st.caption("Mean rotation is drawn against accuracy where three runs or more have one (of the same test data).")
+    judged = [each for each in jobs().list(LISTED) if each.task == "gate" and each.state == "done"]
+    found: list[float | None] = []
+    places = st.columns(min(3, len(runs)))
+    for number, (job, result) in enumerate(runs):
+        known, where = _known(job, result, judged)
+        value = places[number % len(places)].number_input(
+            f"Accuracy of {as_text(result.values['checkpoints'][-1])} ({job.id[:6]}), %",
+            0.0,
+            100.0,
+            None if known is None else round(100 * known, 4),
+            step=0.01,
+            format="%g",
+            key=f"accuracy-{job.id}",
+            placeholder="unknown",
+            help=where,
+        )
+        found.append(None if value is None else value / 100)
+    return found
+
+
+def _known(job: Job, result: Result, judged: Sequence[Job]) -> tuple[float | None, str]:
+    """Return the accuracy of the last checkpoint of a run as a fraction, and in words where it is from."""
+    last = (in_time(job) or ("",))[-1]
+    for each in judged:
+        found = answer_of(each.id) if each.payload.get("checkpoint") == last else None
+        if found and found.get("accuracy") is not None:
+            return float(found["accuracy"]), f"From the gate, on {found['examples']} examples."
+    stored = result.values.get("accuracy")
+    return (None, "Neither the gate nor the file knows it: type it.") if stored is None else (stored, "From the file.")
