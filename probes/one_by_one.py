@@ -56,19 +56,22 @@ def single(objective: Objective, row: int, chosen: Sequence[int]) -> Figures:
     Raises ObjectiveError where that cannot be done.
     """
     theta = [objective.theta[index] for index in chosen]
-    with strict(objective.module):
-        loss = objective.part_loss(objective.theta, slice(row, row + 1)) * objective.units
-        if not loss.requires_grad:
-            raise ObjectiveError("The loss does not depend on any parameter: the model cuts the gradient (detach?).")
-        try:
+    try:
+        with strict(objective.module):
+            loss = objective.part_loss(objective.theta, slice(row, row + 1)) * objective.units
+            if not loss.requires_grad:
+                raise ObjectiveError(
+                    "The loss does not depend on any parameter: the model cuts the gradient (detach?)."
+                )
             found = torch.autograd.grad(loss, theta, allow_unused=True, materialize_grads=True)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            words = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise ObjectiveError(
-                f"The loss cannot be differentiated by the parameters ({words}); replace what has no derivative."
-            ) from error
+    except REFUSALS as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        words = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ObjectiveError(
+            f"There is no gradient of the loss of example {row} by itself ({words}); the model must run on a single "
+            "example, and every operation in it needs a derivative."
+        ) from error
     return _figures([each[None] for each in found], theta, loss.detach()[None])
 
 

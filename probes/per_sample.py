@@ -43,7 +43,7 @@ class PerExample:
 
         0 where the gradient or the weights vanish. Raises ValueError for a name that is not there.
         """
-        chosen = list(range(len(self.names))) if names is None else [self.names.index(name) for name in names]
+        chosen = _places(self.names, names)
         dots = self.dots[:, chosen].sum(1)
         sizes = np.sqrt(self.squares[:, chosen].sum(1) * self.weights[chosen].sum())
         found: Floats = -np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
@@ -62,7 +62,7 @@ def per_example(
     statistics. Raises ObjectiveError where there is no gradient for each example; ValueError for an unknown name.
     """
     report = tick or _silent
-    work = _Work(objective, _chosen(objective, names))
+    work = _Work(objective, _places(objective.names, names))
     if len(objective.inputs) > 1:
         work.follow(report)
     else:
@@ -150,11 +150,11 @@ class _Work:
         self.wrong |= set(off.nonzero().flatten().tolist()) - self.slow
 
 
-def _chosen(objective: Objective, names: Sequence[str] | None) -> list[int]:
-    unknown = set(names or ()) - set(objective.names)
-    if unknown or (names is not None and not names):
+def _places(names: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
+    unknown = set(wanted or ()) - set(names)
+    if unknown or (wanted is not None and not wanted):
         raise ValueError(f"no parameter is called {', '.join(sorted(unknown)) or 'so: no name is given'}")
-    return [index for index, name in enumerate(objective.names) if names is None or name in set(names)]
+    return [place for place, name in enumerate(names) if wanted is None or name in set(wanted)]
 
 
 def _silent(share: float, doing: str) -> None:
