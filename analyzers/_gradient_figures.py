@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from analyzers._figures import COLOURS, as_plotly, faded, figure
-from analyzers._series_figures import as_labels, time_axis
+from analyzers._series_figures import as_labels, of_what, time_axis
 
 NORM, TRACE, SCALE = COLOURS[0], COLOURS[1], COLOURS[2]
 PANELS = ((0.70, 1.0), (0.36, 0.64), (0.0, 0.30))
@@ -20,7 +20,7 @@ FLOOR = 0.2  # an error bar on a log axis goes down to this share of its value a
 
 def noise_figure(card: Mapping[str, Any], values: Mapping[str, Any]) -> go.Figure:
     """Draw norm, covariance and noise scale of the whole network over time, one panel each, on log axes."""
-    words = f"{_about(card)}<br>{_method(values)}; bars: one standard error"
+    words = f"{of_what(card)}<br>{_method(values)}; bars: one standard error"
     result = figure("Gradient, its noise, and their ratio over time", words, "", "")
     times = values["times"]
     _add(result, 1, times, values, "gradient_norm", NORM, "mean gradient, noise taken out")
@@ -42,7 +42,7 @@ def layer_figure(card: Mapping[str, Any], values: Mapping[str, Any]) -> go.Figur
     """Draw, for the last checkpoint, each layer's share of noise and gradient (bars) and its noise scale (log axis)."""
     layers = values["layers"]
     names, last = as_labels(layers), [_last(each) for each in layers.values()]
-    words = f"{_about(card)}<br>at {as_plotly(values['checkpoints'][-1])}; {_method(values)}; bars: one standard error"
+    words = f"{of_what(card)}<br>at {as_plotly(values['checkpoints'][-1])}; {_method(values)}; bars: one standard error"
     result = figure("Noise and gradient by layer", words, "Share of the whole network (%)", "Layer")
     for key, colour, name in (
         ("covariance_trace", TRACE, "of tr C"),
@@ -82,7 +82,7 @@ def gap_figure(card: Mapping[str, Any], values: Mapping[str, Any]) -> go.Figure:
     words = f"η tr C / N {per}, N = {values['training_examples']} training examples; bars: one standard error"
     title = "Predicted growth of the generalisation gap per step"
     y = "Growth per step (loss)" if rate else "Growth per step and learning rate (loss)"
-    result = figure(title, f"{_about(card)}<br>{words}", time_axis(values["unit"]), y)
+    result = figure(title, f"{of_what(card)}<br>{words}", time_axis(values["unit"]), y)
     _add(result, 1, values["times"], values, "gap_growth", COLOURS[3], "growth of the gap")
     numbers = [each for each in values["gap_growth"] if each is not None]
     if min(numbers) > 0 and max(numbers) > 20 * min(numbers):
@@ -108,17 +108,6 @@ def _side_by_side(result: go.Figure, layers: int) -> go.Figure:
         barmode="group",
     )
     return result
-
-
-def _about(card: Mapping[str, Any]) -> str:
-    mode = str(card["mode"]).split(":", maxsplit=1)[0]
-    words = [
-        str(card["loss"]).replace("_", "-"),
-        f"n = {card['examples']} examples",
-        f"{mode} mode",
-        str(card["dtype"]),
-    ]
-    return as_plotly(", ".join([*words, str(card["model"])]))
 
 
 def _method(values: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from analyzers._base import Arrays
 from analyzers._figures import COLOURS, as_plotly, faded, figure
-from analyzers._series_figures import time_axis
+from analyzers._series_figures import of_what, time_axis
 
 RISING, FALLING, REST, NULL = COLOURS[1], COLOURS[0], "#52606D", "#7B8794"
 DECADES = 9  # of changes that are shown; float32 tells no smaller ones apart
@@ -22,7 +22,7 @@ def opposition_figure(card: Mapping[str, Any], values: Mapping[str, Any]) -> go.
     """Draw the cosine of the groups' mean gradients for each pair of checkpoints, beside that of random groups."""
     words = f"two groups of {values['group_size']} examples, beside {values['null_groups']} random pairs of groups"
     title = "Do the examples that change most oppose one another?"
-    result = figure(title, f"{about(card)}<br>{words}", _time(values), "Cosine of the groups' mean gradients")
+    result = figure(title, f"{of_what(card)}<br>{words}", _time(values), "Cosine of the groups' mean gradients")
     times, pairs = values["times"][:-1], list(values["pairs"])
     _add_null(result, times, values)
     for name, key, dash, colour in (
@@ -51,7 +51,7 @@ def change_figure(card: Mapping[str, Any], values: Mapping[str, Any], arrays: Ar
     words = f"{values['pairs'][values['pair'] - 1]}; the top 1 % of the examples make {100 * share:.3g} % of all change"
     result = figure(
         "How much the loss of each example changed",
-        f"{about(card)}<br>{words}",
+        f"{of_what(card)}<br>{words}",
         "Rank among the rises, or among the falls",
         "Size of the change |Δl| (loss)",
     )
@@ -79,7 +79,7 @@ def group_figure(card: Mapping[str, Any], values: Mapping[str, Any]) -> go.Figur
     words = f"chosen from {values['pairs'][values['pair'] - 1]} (shaded){_correlated(values)}"
     unit = "loss per predicted token" if card["loss"] == "causal_lm" else "loss per example"
     title = "Mean loss of the two groups over time"
-    result = figure(title, f"{about(card)}<br>{as_plotly(words)}", _time(values), f"Mean {unit}")
+    result = figure(title, f"{of_what(card)}<br>{as_plotly(words)}", _time(values), f"Mean {unit}")
     times = values["times"]
     start, end = times[values["pair"] - 1], times[values["pair"]]
     result.add_vrect(x0=start, x1=end, fillcolor=faded(COLOURS[4], 0.12), line_width=0, layer="below")
@@ -100,18 +100,6 @@ def group_figure(card: Mapping[str, Any], values: Mapping[str, Any]) -> go.Figur
     _fit_times(result, times, values["unit"])
     result.update_layout(hovermode="x unified")
     return result
-
-
-def about(card: Mapping[str, Any]) -> str:
-    """Say in a line of what the figures are; fit for plotly."""
-    mode = str(card["mode"]).split(":", maxsplit=1)[0]
-    words = [
-        str(card["loss"]).replace("_", "-"),
-        f"n = {card['examples']} examples",
-        f"{mode} mode",
-        str(card["dtype"]),
-    ]
-    return as_plotly(", ".join([*words, str(card["model"])]))
 
 
 def _time(values: Mapping[str, Any]) -> str:

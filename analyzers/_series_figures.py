@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from analyzers._figures import as_plotly
 
@@ -35,6 +36,14 @@ def as_labels(names: Iterable[object]) -> list[str]:
         taken.add(label)
         labels.append(label)
     return labels
+
+
+def of_what(card: Mapping[str, Any]) -> str:
+    """Say in a line of what the figures are: loss, examples, mode, dtype, model; fit for plotly."""
+    mode = str(card["mode"]).split(":", maxsplit=1)[0]
+    loss = str(card["loss"]).replace("_", "-")
+    words = [loss, f"n = {card['examples']} examples", f"{mode} mode", str(card["dtype"])]
+    return as_plotly(", ".join([*words, str(card["model"])]))
 
 
 def _between(place: float) -> str:
