@@ -102,6 +102,26 @@ def figures(page: Page) -> Locator:
     return page.locator(".js-plotly-plot .main-svg").first
 
 
+def lines(plot: Locator) -> Locator:
+    """Return the lines in a plot, one for each trace."""
+    return plot.locator(".scatterlayer .trace .js-line")
+
+
+def names(plot: Locator) -> list[str]:
+    """Return what the legend of a plot says."""
+    return [
+        str(each) for each in plot.locator(".legend .legendtext").evaluate_all("all => all.map(e => e.textContent)")
+    ]
+
+
+def choose_row(table: Locator, row: int, height: int) -> None:
+    """Choose a row of a table that is drawn on a canvas, by the box at its left end; height: of its rows, in pixels."""
+    table.scroll_into_view_if_needed()
+    box = table.bounding_box()
+    assert box is not None
+    table.page.mouse.click(box["x"] + 18, box["y"] + 36 + height * (row + 0.5))
+
+
 def progress(page: Page) -> Locator:
     """Return the bars of work under way."""
     return page.get_by_test_id("stProgress").first

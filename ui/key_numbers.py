@@ -89,7 +89,7 @@ def _statistics(values: Values) -> list[Cell]:
     last = lambda name: values[name][-1] if values.get(name) else None
     both = lambda name: with_error(last(name), last(f"{name}_stderr"))
     least = last("noise_scale_at_least")
-    scale = both("noise_scale") if last("noise_scale") is not None else f"above {number(least, 2)}" if least else "–"
+    scale = both("noise_scale") if last("noise_scale") is not None else f"above {number(least)}" if least else "–"
     rate = "" if values["learning_rate"] else " per unit of learning rate"
     told = f"Expected, in one step, with {number(values['training_examples'])} training examples{rate}."
     return [
