@@ -1,4 +1,4 @@
-"""Gradient statistics against closed forms, materialised gradients in float64, simulation and a measured step."""
+"""Gradient statistics over checkpoints: closed forms, simulation, a measured step, and the real training run."""
 
 from __future__ import annotations
 
@@ -6,168 +6,22 @@ import copy
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from curvature_oracles import Notes, batches, cnn, gpt, mlp
+from curvature_oracles import Notes, batches, cnn, gpt
 from sklearn.datasets import load_digits
+from statistics_oracles import a_run, exactly, one_by_one, regression, saved
 from torch import nn
 from torch.nn import functional
 
 from analyzers._base import Quiet
 from analyzers.gradient_statistics import GradientStatistics, GradientStatisticsResult
-from probes.checkpoint import Checkpoint, read_checkpoint
+from probes.checkpoint import read_checkpoint
 from probes.data import read_batches
-from probes.errors import DataError, ObjectiveError
-from probes.gradient_noise import Blocks, gradient_blocks, layers_of, noise
 from probes.objective import Objective, build_objective
 from probes.specs import DataSpec, ModelSpec
-
-NETS = {"mlp": (mlp, "cross_entropy"), "cnn": (cnn, "cross_entropy"), "gpt": (gpt, "causal_lm")}
-
-
-def quiet(_share: float, _doing: str) -> None:
-    pass
-
-
-def one_by_one(objective: Objective) -> np.ndarray:
-    """(N, P) the gradient of each example's share in the mean loss, times N."""
-    rows = []
-    for row in range(len(objective.inputs)):
-        share = objective.part_loss(objective.theta, slice(row, row + 1))
-        found = torch.autograd.grad(share, objective.theta, allow_unused=True, materialize_grads=True)
-        rows.append(objective.flat(list(found)).numpy() * len(objective.inputs))
-    return np.array(rows)
-
-
-def exactly(G: np.ndarray) -> dict[str, float]:
-    """The unbiased figures from all gradients, by NumPy's own covariance."""
-    trace = float(np.trace(np.cov(G.T)))
-    raw = float((G.mean(0) ** 2).sum())
-    squared = raw - trace / len(G)
-    return {"trace": trace, "raw": raw, "squared": squared, "scale": trace / squared}
-
-
-def left_out_one_by_one(G: np.ndarray, which: str) -> float:
-    values = np.array([exactly(np.delete(G, row, 0))[which] for row in range(len(G))])
-    return math.sqrt((len(G) - 1) / len(G) * ((values - values.mean()) ** 2).sum())
-
-
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("ghost", [True, False])
-def test_figures_and_their_errors_are_those_of_materialised_gradients(name, ghost) -> None:
-    make, loss = NETS[name]
-    objective = Objective.of(*make(), loss, dtype="float64", micro_batch=3)
-    G, n = one_by_one(objective), len(objective.inputs)
-    found = noise(gradient_blocks(objective, n, ghost=ghost, seed=0, tick=quiet))
-    truth = exactly(G)
-    assert found.raw == pytest.approx(truth["raw"], rel=1e-9)
-    assert found.trace.value == pytest.approx(truth["trace"], rel=1e-9)
-    assert found.squared.value == pytest.approx(truth["squared"], rel=1e-9)
-    assert found.trace.stderr == pytest.approx(left_out_one_by_one(G, "trace"), rel=1e-6)
-    assert found.squared.stderr == pytest.approx(left_out_one_by_one(G, "squared"), rel=1e-6)
-
-
-def test_layers_add_up_and_each_is_that_of_its_own_gradients() -> None:
-    objective = Objective.of(*mlp(), "cross_entropy", dtype="float64")
-    blocks = gradient_blocks(objective, 5, ghost=True, seed=0, tick=quiet)
-    layers = layers_of(objective.names)
-    assert list(layers) == ["0", "2", "4"]
-    assert layers_of(["weight", "a.b.weight", "a.b.bias", "a.scale"]) == {"weight": [0], "a.b": [1, 2], "a": [3]}
-    whole = noise(blocks)
-    each = {name: noise(blocks, columns) for name, columns in layers.items()}
-    assert sum(one.trace.value for one in each.values()) == pytest.approx(whole.trace.value, rel=1e-12)
-    G = one_by_one(objective)[:, : 6 * 9 + 9]
-    assert each["0"].trace.value == pytest.approx(exactly(G)["trace"], rel=1e-9)
-    assert each["0"].squared.value == pytest.approx(exactly(G)["squared"], rel=1e-9)
-
-
-def test_unequal_blocks_are_a_one_way_analysis_of_variance() -> None:
-    objective = Objective.of(*mlp(), "cross_entropy", dtype="float64")
-    G = one_by_one(objective)
-    found = noise(gradient_blocks(objective, 5, ghost=False, seed=3, tick=quiet))
-    parts = np.array_split(np.random.default_rng(3).permutation(13), 5)
-    between = sum(len(rows) * ((G[rows].mean(0) - G.mean(0)) ** 2).sum() for rows in parts)
-    assert found.trace.value == pytest.approx(between / 4, rel=1e-9)
-    first, second = (G[np.concatenate(some)].sum(0) for some in (parts[:3], parts[3:]))
-    cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
-    assert found.half_cosine == pytest.approx(cosine, rel=1e-9)
-
-
-def test_gradients_that_do_not_fit_into_memory_are_taken_again(monkeypatch) -> None:
-    objective = Objective.of(*cnn(), "cross_entropy", dtype="float64")
-    kept = gradient_blocks(objective, 4, ghost=True, seed=1, tick=quiet)
-    monkeypatch.setattr("probes.gradient_noise.spare_bytes", lambda _device: 0)
-    again = gradient_blocks(objective, 4, ghost=True, seed=1, tick=quiet)
-    np.testing.assert_allclose(again.dots, kept.dots, rtol=1e-9)
-    np.testing.assert_allclose(again.norms, kept.norms, rtol=1e-9)
-
-
-def test_too_few_examples_are_refused() -> None:
-    objective = Objective.of(nn.Linear(2, 2), batches(torch.randn(3, 2), torch.tensor([0, 1, 0])), "cross_entropy")
-    with pytest.raises(DataError, match=r"3 examples.*at least 4"):
-        gradient_blocks(objective, 8, ghost=True, seed=0, tick=quiet)
-
-
-def blocks_from(G: np.ndarray, count: int, ghost: bool) -> Blocks:
-    """Blocks of gradients (N, P) that are there, as one parameter tensor."""
-    parts = np.array_split(np.arange(len(G)), count)
-    sums = np.array([G[rows].sum(0) for rows in parts])
-    squares = np.array([(G[rows] ** 2).sum() for rows in parts])[:, None] if ghost else None
-    dots, norms = sums @ sums.sum(0), (sums**2).sum(1)
-    return Blocks(
-        np.array([len(rows) for rows in parts], float), norms[:, None], dots[:, None], squares, np.ones((3, 1))
-    )
-
-
-@pytest.mark.parametrize("ghost", [True, False])
-def test_estimates_are_unbiased_and_two_standard_errors_cover_them(ghost) -> None:
-    """Linear regression y = x w* + e at w: g = x (x (w - w*) - e), whose mean and covariance are known."""
-    rng, delta, sigma, repeats = np.random.default_rng(0), np.array([0.4, -0.3, 0.2]), 0.5, 400
-    size = delta @ delta
-    fourth = (len(delta) + 2) * size  # E |x|^2 (x d)^2 of standard normal x
-    trace = fourth + len(delta) * sigma**2 - size
-    truth = {"trace": trace, "squared": size, "scale": trace / size}
-    found = []
-    for _ in range(repeats):
-        x, e = rng.normal(size=(320, 3)), sigma * rng.normal(size=320)
-        found.append(noise(blocks_from(x * (x @ delta - e)[:, None], 32, ghost)))
-    for which, value in truth.items():
-        values = np.array([getattr(each, which).value for each in found])
-        errors = np.array([getattr(each, which).stderr for each in found])
-        spread = values.std(ddof=1)
-        bias = 0.03 * value if which == "scale" else 0.0  # a ratio of two estimates
-        assert abs(values.mean() - value) < 4 * spread / math.sqrt(repeats) + bias
-        assert 0.88 < (abs(values - value) < 2 * errors).mean() < 0.99
-        assert math.sqrt((errors**2).mean()) == pytest.approx(spread, rel=0.15)
-
-
-def a_run(folder: Path, module: nn.Module, states, data, loss="cross_entropy", **options):
-    """An objective at the first of these states of a module, and the checkpoints of all."""
-    checkpoints = []
-    for step, state in enumerate(states):
-        torch.save({"model": state, "step": 10 * step}, folder / f"step-{step}.pt")
-        checkpoints.append(read_checkpoint(folder / f"step-{step}.pt"))
-
-    def load(checkpoint: Checkpoint) -> nn.Module:
-        other = copy.deepcopy(module)
-        other.load_state_dict(checkpoint.load(), strict=False)
-        return other
-
-    objective = Objective.of(load(checkpoints[0]), data, loss, **options)
-    objective.load = load
-    return objective, tuple(checkpoints)
-
-
-def regression(folder: Path, distances, count: int = 3000):
-    """Squared error of linear regression y = x w* + e, at checkpoints w* + distance along the first axis."""
-    torch.manual_seed(4)
-    x = torch.randn(count, 4)
-    y = x @ torch.tensor([1.0, -2.0, 0.5, 0.0]) + 0.5 * torch.randn(count)
-    states = [{"weight": torch.tensor([[1.0 + each, -2.0, 0.5, 0.0]])} for each in distances]
-    return a_run(folder, nn.Linear(4, 1, bias=False), states, batches(x, y), "mse")
 
 
 @pytest.mark.parametrize("method", ["ghost", "batches"])
@@ -212,22 +66,6 @@ def test_both_methods_agree_within_their_errors_in_every_layer(tmp_path) -> None
             both = math.hypot(this[f"{name}_stderr"][0], that[f"{name}_stderr"][0])
             assert abs(this[name][0] - that[name][0]) < 4 * both
         assert this["covariance_trace_stderr"][0] < that["covariance_trace_stderr"][0]
-
-
-def saved(folder: Path, module: nn.Module) -> Path:
-    torch.save(module.state_dict(), folder / "x.pt")
-    return folder / "x.pt"
-
-
-def test_batches_are_the_estimators_of_mccandlish_and_others() -> None:
-    objective = Objective.of(*mlp(), "cross_entropy", dtype="float64").chosen(range(12))
-    G = one_by_one(objective)
-    found = noise(gradient_blocks(objective, 4, ghost=False, seed=2, tick=quiet))
-    parts = np.random.default_rng(2).permutation(12).reshape(4, 3)
-    small = np.mean([(G[rows].mean(0) ** 2).sum() for rows in parts])
-    big = (G.mean(0) ** 2).sum()
-    assert found.squared.value == pytest.approx((12 * big - 3 * small) / (12 - 3), rel=1e-9)
-    assert found.trace.value == pytest.approx((small - big) / (1 / 3 - 1 / 12), rel=1e-9)
 
 
 def test_a_batch_of_the_adequate_size_has_as_much_noise_as_was_asked(tmp_path) -> None:
@@ -357,23 +195,6 @@ def test_a_language_model_counts_sequences(tmp_path) -> None:
     assert found.values["covariance_trace"][0] == pytest.approx(exactly(G)["trace"], rel=1e-7)
     assert found.values["training_examples"] == 24
     assert list(found.values["layers"])[:2] == ["token", "position"]
-
-
-def test_a_gradient_that_is_not_finite_is_refused() -> None:
-    module = nn.Linear(2, 1, bias=False)
-
-    class Root(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = module
-
-        def forward(self, x):
-            return self.inner(x).abs().sqrt()
-
-    torch.nn.init.zeros_(module.weight)
-    objective = Objective.of(Root(), batches(torch.ones(5, 2), torch.ones(5)), "mse")
-    with pytest.raises(ObjectiveError, match="gradient is not finite"):
-        gradient_blocks(objective, 5, ghost=False, seed=0, tick=quiet)
 
 
 def test_a_result_is_saved_read_and_drawn_with_nothing_taken_for_markup(tmp_path) -> None:
