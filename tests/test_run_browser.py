@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests import ui
 from tests.server import Server
-from tests.test_browser import app, chromium, context, page  # noqa: F401
+from tests.test_browser import HOSTILE, app, chromium, context, page, strange_nodes  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -20,14 +20,16 @@ KERNELS = ("0.weight", "3.weight", "7.weight")
 
 
 @pytest.fixture(scope="module")
-def series(chromium: Browser, app: Server, real: Path) -> str:  # noqa: F811
-    """Bring the five checkpoints of a real run and 200 images onto a bench; return its address."""
+def series(chromium: Browser, app: Server, real: Path, tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: F811
+    """Bring the five checkpoints of a real run, one hostile by name, and 200 images to a bench; return its address."""
     if not (real / "mnist-cnn" / "run1").is_dir():
         pytest.skip("the real training run is not on this machine")
+    files = [real / "mnist-cnn" / "run1" / f"epoch-{epoch:03}.pt" for epoch in EPOCHS]
+    files[0] = tmp_path_factory.mktemp("hostile") / HOSTILE
+    files[0].write_bytes((real / "mnist-cnn" / "run1" / "epoch-000.pt").read_bytes())
     opened = chromium.new_context(viewport={"width": 1280, "height": 900})
     tab = opened.new_page()
     ui.open_page(tab, f"{app.url}/?bench=series")
-    files = [real / "mnist-cnn" / "run1" / f"epoch-{epoch:03}.pt" for epoch in EPOCHS]
     ui.upload(tab, "checkpoint", *reversed(files))  # the order of uploading is not that of time
     for file in files:
         expect(ui.on_bench(tab, "checkpoints", file.name)).to_be_visible(timeout=ui.LATE)
@@ -72,6 +74,7 @@ def test_one_line_a_layer_and_its_numbers_as_csv(page: Page, series: str, tmp_pa
     plot = page.locator(".js-plotly-plot").first
     expect(ui.lines(plot)).to_have_count(4)  # three layers, and their mean
     assert ui.names(plot)[:3] == list(KERNELS)
+    assert strange_nodes(page) == 0
     expect(page.get_by_test_id("stMetricValue").first).to_contain_text("0.80")
     page.get_by_text("Export this figure").first.click()
     rows = saved(page, "CSV", tmp_path)
@@ -94,6 +97,7 @@ def test_an_example_to_check_is_looked_at_and_exported(page: Page, series: str, 
     example = page.locator(".st-key-example-one")
     expect(example).to_contain_text(f"Example {rows[2]['id']}", timeout=ui.SOON)
     expect(example).to_contain_text(f"Label: {rows[2]['label']}")
+    assert strange_nodes(page) == 0
     expect(example.locator("img")).to_be_visible()
     assert example.locator("img").evaluate("image => image.naturalWidth") == 28 * (240 // 28)
 
@@ -110,7 +114,10 @@ def test_the_whole_run_on_one_axis_of_time(page: Page, series: str, tmp_path: Pa
     for axis in ("Loss", "Accuracy (%)", "Rotation 1", "Alignment", "Noise scale"):
         expect(plot.locator(".infolayer").filter(has_text=axis).first).to_be_visible(timeout=ui.LATE)
     expect(plot.locator(".scatterlayer .trace").first.locator(".point")).to_have_count(5, timeout=ui.LATE)
+    expect(button).to_be_disabled(timeout=ui.LATE)  # nothing that was asked for is missing any more
+    ui.ready(page)
     _hover(page)
+    assert strange_nodes(page) == 0
     page.get_by_text("Export this figure").first.click()
     ui.ready(page)
     rows = saved(page, "CSV", tmp_path)
@@ -121,9 +128,11 @@ def test_the_whole_run_on_one_axis_of_time(page: Page, series: str, tmp_path: Pa
 def _hover(page: Page) -> None:  # noqa: F811
     """Point at the last time in one panel: what all of them say there is shown together."""
     last = page.locator(".js-plotly-plot .scatterlayer .trace").first.locator(".point").last
+    last.scroll_into_view_if_needed()
     box = last.bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] - 5, box["y"])
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
     shown = page.locator(".js-plotly-plot .hoverlayer")
     for name in ("200", "loss", "accuracy", "mean rotation", "mean alignment"):
         expect(shown).to_contain_text(name, timeout=ui.SOON)
