@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,8 +14,6 @@ from workspace import runs
 from workspace.jobs import HEARTBEAT, LANES, Job, Jobs, JobSpec
 from workspace.queue import Queue
 from workspace.store import open_store
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -264,40 +260,3 @@ def test_looking_costs_little_at_a_hundred_runs(jobs: Jobs) -> None:
 
 def test_every_lane_is_one_of_two() -> None:
     assert set(LANES.values()) == {"device", "bench"}
-
-
-def test_the_app_side_never_imports_torch(tmp_path: Path) -> None:
-    code = """
-import sys, pathlib
-from workspace.jobs import Jobs, JobSpec
-from workspace.store import open_store
-jobs = Jobs(open_store(pathlib.Path(sys.argv[1])))
-job = jobs.enqueue(JobSpec("analysis", {}, "t")); jobs.cancel(job.id); jobs.retry(job.id); jobs.list(); jobs.log(job.id)
-assert "dbos" in sys.modules
-sys.exit("torch" in sys.modules)
-"""
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, timeout=60).returncode == 0
-
-
-ASKER = """
-import sys, pathlib
-from workspace.jobs import Jobs, JobSpec
-from workspace.store import open_store
-jobs = Jobs(open_store(pathlib.Path(sys.argv[1])))
-for n in range(30):
-    job = jobs.enqueue(JobSpec("analysis", {"n": n}, "t"))
-    jobs.list()
-    if n % 3 == int(sys.argv[2]):
-        jobs.cancel(job.id)
-"""
-
-
-def test_several_processes_ask_at_once(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-c", ASKER, str(tmp_path)]
-    running = [subprocess.Popen([*arguments, str(k)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for k in range(3)]
-    failures = [process.communicate(timeout=60)[1] for process in running]
-    assert failures == [""] * 3
-    store = open_store(tmp_path)
-    states = [each.state for each in Jobs(store).list()]
-    assert states == ["cancelled"] * 30
-    store.close()
