@@ -1,4 +1,6 @@
-"""The engine with real processes, started, killed and looked at; the tasks are those of engine_tasks.py."""
+"""The engine with real processes: its workers and their children, lanes, places and progress."""
+
+# ruff: noqa: F811
 
 from __future__ import annotations
 
@@ -7,148 +9,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.engine_tasks import LANES
-from workspace import process, queue, runs
-from workspace.jobs import Job, Jobs, JobSpec
-from workspace.store import Store, open_store
+from tests.engines import ROOT, Engine, engine, idle, is_alive, lasting, shared, until  # noqa: F401
+from workspace import process, runs
+from workspace.jobs import Job, JobSpec
 
 pytestmark = pytest.mark.engine
-
-ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 30.0  # seconds, on a busy machine
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE, what: str = "it") -> Any:
-    """Wait until a condition holds and return its value."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"waited {seconds} s in vain for {what}")
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-class Engine:
-    """A workspace, the app's port to it, and its worker."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.jobs = Jobs(store, LANES)
-        self.workers: list[subprocess.Popen[bytes]] = []
-        self.asked = 0
-
-    def start(self) -> subprocess.Popen[bytes]:
-        arguments = ["--workspace", str(self.store.root), "--device", "cpu", "--tasks", "tests.engine_tasks"]
-        with (self.store.root / "worker.log").open("ab") as log:
-            worker = subprocess.Popen([sys.executable, "-m", "workspace.worker", *arguments], cwd=ROOT, stderr=log)
-        self.workers.append(worker)
-        until(lambda: self.beat().get("pid") == worker.pid or worker.poll() is not None, what="the worker")
-        return worker
-
-    def kill_worker(self) -> None:
-        self.workers[-1].kill()
-        self.workers[-1].wait()
-
-    def end(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
-        process.kill_marked(process.mark_of(self.store.root))
-
-    def ask(self, task: str, **payload: Any) -> str:
-        """Ask what has not been asked before."""
-        self.asked += 1
-        return self.jobs.enqueue(JobSpec(task, {**payload, "asked": self.asked}, task)).id
-
-    def status(self, id: str) -> Job:
-        job = self.jobs.status(id)
-        assert job is not None
-        return job
-
-    def wait(self, id: str, state: str = "done", seconds: float = PATIENCE) -> Job:
-        until(lambda: not self.status(id).is_open, seconds, f"the end of {self.status(id)}")
-        job = self.status(id)
-        assert job.state == state, (job, self.jobs.log(id))
-        return job
-
-    def result(self, id: str) -> dict[str, Any]:
-        return json.loads((self.store.folder(id) / "result.json").read_text())
-
-    def trace(self, id: str) -> list[str]:
-        path = self.store.folder(id) / "trace.txt"
-        return path.read_text().splitlines() if path.exists() else []
-
-    def beat(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.store.root / "worker.json").read_text())
-        except FileNotFoundError:
-            return {}
-
-    def ask_and_hold(self, *holds: int) -> str:
-        """Ask for a run that counts to 8, saving each step, and hangs at some of them until it is killed."""
-        return self.ask("count", steps=8, seconds=0.01, holds=holds)
-
-    def wait_until_held(self, id: str, step: int) -> None:
-        until(lambda: f"holds at {step}" in self.trace(id), what=f"step {step}")
-
-    def begun(self, id: str) -> list[int]:
-        """Return the step at which each attempt began."""
-        return [int(line.split()[2]) for line in self.trace(id) if line.startswith("begun at")]
-
-
-@pytest.fixture
-def idle(tmp_path: Path) -> Iterator[Engine]:
-    """An engine whose worker does not run yet."""
-    store = open_store(tmp_path / "workspace")
-    engine = Engine(store)
-    try:
-        yield engine
-    finally:
-        engine.end()
-        store.close()
-
-
-@pytest.fixture
-def engine(idle: Engine) -> Engine:
-    """An engine of one's own, to kill."""
-    idle.start()
-    return idle
-
-
-@pytest.fixture(scope="module")
-def _lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    store = open_store(tmp_path_factory.mktemp("engine") / "workspace")
-    engine = Engine(store)
-    try:
-        engine.start()
-        yield engine
-    finally:
-        engine.end()
-        store.close()
-
-
-@pytest.fixture
-def shared(_lasting: Engine) -> Iterator[Engine]:
-    """An engine for tests that leave its worker alone: starting one takes longer than most of them."""
-    assert _lasting.workers[0].poll() is None
-    yield _lasting
-    for job in _lasting.jobs.list():
-        _lasting.jobs.cancel(job.id)
 
 
 def test_a_warm_child_does_one_job_after_another(shared: Engine) -> None:
@@ -180,92 +49,6 @@ def test_the_worker_itself_has_no_torch(shared: Engine) -> None:
     assert "torch" not in maps
 
 
-def test_a_killed_child_is_replaced_and_the_run_goes_on_from_what_it_saved(shared: Engine) -> None:
-    id = shared.ask_and_hold(5)
-    shared.wait_until_held(id, 5)
-    child = int(shared.trace(id)[0].split()[-1])
-    os.kill(child, signal.SIGKILL)
-    assert shared.wait(id).attempts == 2
-    assert shared.begun(id) == [0, 5]
-    assert shared.result(id)["pid"] != child
-    assert "its process died (signal 9)" in shared.jobs.log(id)
-
-
-def test_a_killed_worker_takes_its_child_along_and_the_next_one_goes_on(engine: Engine) -> None:
-    id = engine.ask_and_hold(5)
-    engine.wait_until_held(id, 5)
-    child = int(engine.trace(id)[0].split()[-1])
-    engine.kill_worker()
-    until(lambda: not is_alive(child), 2, "the child to go with its worker")
-    assert engine.status(id).state == "running"  # it has not ended, and will go on
-    engine.start()
-    assert engine.wait(id).attempts == 2
-    assert engine.begun(id) == [0, 5]
-    assert engine.status(id).error is None
-
-
-def test_a_killed_worker_takes_along_a_child_that_is_stuck(engine: Engine) -> None:
-    id = engine.ask("stuck")  # in C code and with the interpreter's lock: no thread of its own can look at anything
-    pid = int(until(lambda: engine.trace(id))[0])
-    engine.kill_worker()
-    until(lambda: not is_alive(pid), 2, "the child to go with its worker")
-
-
-def test_a_run_survives_its_worker_being_killed_again_and_again(engine: Engine) -> None:
-    id = engine.ask_and_hold(2, 5)
-    for step in (2, 5):
-        engine.wait_until_held(id, step)
-        engine.kill_worker()
-        engine.start()
-    assert engine.wait(id).attempts == 3
-    assert engine.begun(id) == [0, 2, 5]
-
-
-def test_a_worker_killed_between_the_result_and_its_end_does_not_run_it_again(engine: Engine) -> None:
-    id = engine.ask("finish_then_wait", seconds=600)
-    until(lambda: runs.is_whole(engine.store.folder(id)))
-    engine.kill_worker()
-    assert engine.status(id).state == "done"
-    before = engine.result(id)
-    engine.start()
-    engine.wait(engine.ask("quick"))  # the lane is free again
-    row = until(lambda: (found := runs.get(engine.store, id)) and found["state"] == "done" and found)
-    assert row["attempts"] == 1
-    assert engine.trace(id) == ["ran"]
-    assert engine.result(id) == before
-
-
-def test_a_child_killed_after_its_result_has_done_its_run(shared: Engine) -> None:
-    id = shared.ask("finish_then_wait", seconds=600)
-    until(lambda: runs.is_whole(shared.store.folder(id)))
-    os.kill(shared.result(id)["pid"], signal.SIGKILL)
-    shared.wait(shared.ask("quick"))
-    assert shared.trace(id) == ["ran"]
-    assert shared.wait(id).attempts == 1
-
-
-APP = """
-import sys, pathlib, os, signal
-from tests.engine_tasks import LANES
-from workspace.jobs import Jobs, JobSpec
-from workspace.store import open_store
-jobs = Jobs(open_store(pathlib.Path(sys.argv[1])), LANES)
-print(jobs.enqueue(JobSpec("count", {"steps": 20, "seconds": 0.05}, "t")).id, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_killed_app_loses_nothing(engine: Engine) -> None:
-    app = subprocess.run([sys.executable, "-c", APP, str(engine.store.root)], cwd=ROOT, capture_output=True, text=True)
-    assert app.returncode == -signal.SIGKILL
-    store = open_store(engine.store.root)
-    again = Jobs(store, LANES)
-    id = app.stdout.strip()
-    until(lambda: (job := again.status(id)) and job.state == "done")
-    assert again.enqueue(JobSpec("count", {"steps": 20, "seconds": 0.05}, "t")).state == "done"
-    store.close()
-
-
 def test_a_run_that_reached_no_queue_is_fetched_by_the_worker(shared: Engine) -> None:
     spec = JobSpec("quick", {"lost": True}, "t")
     runs.add(shared.store, id=spec.id, payload=spec.payload, task="quick", title="t", lane="device", priority=5)
@@ -287,111 +70,6 @@ def test_a_lost_queue_is_made_anew(idle: Engine) -> None:
         path.unlink()
     idle.start()
     idle.wait(id)
-
-
-@pytest.mark.parametrize("task", ["stuck", "spawn"])
-def test_cancel_ends_the_process_and_its_kin_within_two_seconds(shared: Engine, task: str) -> None:
-    id = shared.ask(task)
-    pids = [int(each) for each in until(lambda: shared.trace(id), what="the task")[0].split()]
-    assert all(is_alive(pid) for pid in pids)
-    shared.jobs.cancel(id)
-    until(lambda: not any(is_alive(pid) for pid in pids), 2, "the process to end")
-    assert shared.status(id).state == "cancelled"
-    after = shared.ask("quick")
-    shared.wait(after)
-    assert shared.result(after)["pid"] not in pids
-    assert shared.status(id).state == "cancelled"
-    assert shared.status(id).error is None
-    assert "cancelled" in shared.jobs.log(id)
-
-
-def test_a_waiting_run_is_cancelled_and_never_begun(shared: Engine) -> None:
-    busy = shared.ask_and_hold(1)
-    until(lambda: shared.status(busy).state == "running")
-    first, second = shared.ask("quick"), shared.ask("quick")
-    assert (shared.status(first).position, shared.status(second).position) == (1, 2)
-    shared.jobs.cancel(first)
-    assert shared.status(first).state == "cancelled"
-    assert shared.status(second).position == 1
-    shared.jobs.cancel(busy)
-    shared.wait(second)
-    assert shared.trace(first) == []
-    shared.jobs.retry(first)
-    shared.wait(first)
-
-
-def test_a_cancelled_run_goes_on_from_what_it_saved_when_retried(shared: Engine) -> None:
-    id = shared.ask_and_hold(5)
-    shared.wait_until_held(id, 5)
-    shared.jobs.cancel(id)
-    shared.jobs.retry(id)  # at once, while the old process may still be there
-    shared.wait(id)
-    assert shared.begun(id) == [0, 5]
-
-
-def test_a_workflow_that_the_operator_cancels_ends_its_run(shared: Engine) -> None:
-    id = shared.ask("stuck")
-    pid = int(until(lambda: shared.trace(id))[0])
-    queue.Queue(shared.store.root).cancel(f"{id}.1")
-    shared.wait(id, "cancelled")
-    until(lambda: not is_alive(pid), 2)
-
-
-def test_a_run_that_kills_its_process_every_time_is_parked_and_the_next_one_runs(shared: Engine) -> None:
-    poison, after = shared.ask("crash"), shared.ask("quick")
-    job = shared.wait(poison, "parked")
-    assert job.attempts == 3
-    assert job.error is not None
-    assert "died 3 times" in job.error
-    assert len(shared.trace(poison)) == 3
-    shared.wait(after)
-    shared.jobs.retry(poison)
-    assert shared.wait(poison, "parked").attempts == 3
-    assert len(shared.trace(poison)) == 6
-
-
-def test_a_run_that_kills_its_process_once_is_done_the_second_time(shared: Engine) -> None:
-    assert shared.wait(shared.ask("crash_once")).attempts == 2
-
-
-def test_a_task_that_leaves_the_process_is_a_crash(shared: Engine) -> None:
-    id = shared.ask("leave")
-    shared.wait(id, "parked")
-    assert "its process died (exit status 5)" in shared.jobs.log(id)
-
-
-def test_a_refusal_is_shown_in_its_own_words_and_can_be_mended(shared: Engine) -> None:
-    before = shared.ask("quick", n=1)
-    shared.wait(before)
-    id = shared.ask("refuse")
-    job = shared.wait(id, "failed")
-    assert job.error == "digits.csv has no column 'label' (found: a, b); name the column."
-    assert job.attempts == 1
-    assert "Traceback" in shared.jobs.log(id)
-    assert shared.jobs.enqueue(JobSpec("refuse", job.payload, "t")).state == "failed"  # asking is not trying again
-    after = shared.ask("quick", n=2)
-    shared.wait(after)
-    assert shared.result(after)["pid"] == shared.result(before)["pid"]  # a refusal does no harm to the process
-    (shared.store.folder(id) / "fixed").touch()
-    assert shared.jobs.retry(id).error is None
-    assert shared.wait(id).error is None
-
-
-@pytest.mark.parametrize(
-    ("task", "error"),
-    [
-        ("break", "It stopped with an unexpected error (runtime error); see the log."),
-        ("memory", "The memory of this machine did not suffice; choose fewer examples or a smaller micro-batch."),
-        ("full", "The disk of the workspace is full; make room and retry."),
-        ("silent", "It ended without a result, which is a mistake of ours; see the log."),
-    ],
-)
-def test_every_other_failure_is_one_sentence_and_is_not_tried_again(shared: Engine, task: str, error: str) -> None:
-    id = shared.ask(task)
-    job = shared.wait(id, "failed")
-    assert (job.error, job.attempts) == (error, 1)
-    assert ("secret inner words" in shared.jobs.log(id)) == (task == "break")
-    shared.wait(shared.ask("quick"))
 
 
 def test_the_bench_lane_works_while_the_device_is_busy(shared: Engine) -> None:
