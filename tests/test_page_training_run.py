@@ -136,7 +136,8 @@ def test_a_finished_run_over_some_checkpoints_counts_where_it_looked(store: Stor
     texts = laid_run(store, 0, 50, 200)
     what = what_is_ready()
     spec = question(catalogue()["gradient_alignment"](listed=3), what, [texts[2], texts[0]])  # not in order of time
-    finish(store, spec, alignment(2))
+    names = ["weights0.pt", "weights2.pt"]
+    finish(store, spec, {"values": {**alignment(2)["values"], "checkpoints": names}})
     runs.begin(store, spec.id, 1)
     runs.end(store, spec.id, 1, "done")
     test = page("training_run.py", bench="run")

@@ -11,7 +11,7 @@ from analyzers import catalogue
 from analyzers._run_figures import Curve, Panel
 from probes.errors import ProbeError
 from probes.series import series
-from ui.questions import inspection
+from ui.questions import inspection, name_of
 from ui.ready import Laid, Ready
 from ui.runs import history, question
 from ui.state import answer, answer_of
@@ -89,7 +89,7 @@ def of_series(name: str, what: Laid | str, line: Timeline) -> Part:
     earlier = answer_of(longest.id) if longest else None
     if longest is None or earlier is None:
         return Part(analyzer.title, {}, (spec,))
-    points = _over_time(name, earlier["values"], in_time(longest))
+    points = _over_time(name, earlier["values"], in_time(longest, earlier["values"]["checkpoints"]))
     return Part(analyzer.title, points, () if len(points) == len(line.checkpoints) else (spec,))
 
 
@@ -116,14 +116,19 @@ def _same(job: Job, spec: JobSpec, checkpoints: Sequence[str]) -> bool:
     return alike and set(job.payload["checkpoints"]) <= set(checkpoints)
 
 
-def in_time(job: Job) -> tuple[str, ...]:
-    """Return the checkpoints of a run in the order in which its result has them; () where that is not known."""
+def in_time(job: Job, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the checkpoints of a run in the order in which its result has them; () where that is not known.
+
+    names: of the files, in the order of the result.
+    """
     texts = tuple(job.payload["checkpoints"])
+    by_name = {name_of(text): text for text in texts}
+    if len(by_name) == len(texts) and set(by_name) == set(names):
+        return tuple(by_name[name] for name in names)
     known = [answer(inspection(text)) for text in texts]
+    given = [Named(str(each["name"]), each["facts"]) for each in known if each]
     try:
-        order = series(
-            [Named(str(each["name"]), each["facts"]) for each in known if each], job.payload["options"]["times"]
-        ).order
+        order = series(given, job.payload["options"]["times"]).order
     except ProbeError:
         return ()
     return tuple(texts[place] for place in order) if len(order) == len(texts) else ()

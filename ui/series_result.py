@@ -78,7 +78,7 @@ def accuracies(runs: Sequence[tuple[Job, Result]]) -> list[float | None]:
     for number, (job, result) in enumerate(runs):
         known, where = _known(job, result, judged)
         value = places[number % len(places)].number_input(
-            f"Accuracy of {as_text(result.values['checkpoints'][-1])} ({job.id[:6]}), %",
+            f"{number + 1} · {as_text(result.values['checkpoints'][-1])} ({job.id[:6]}): accuracy in %",
             0.0,
             100.0,
             None if known is None else round(100 * known, 4),
@@ -94,7 +94,7 @@ def accuracies(runs: Sequence[tuple[Job, Result]]) -> list[float | None]:
 
 def _known(job: Job, result: Result, judged: Sequence[Job]) -> tuple[float | None, str]:
     """Return the accuracy of the last checkpoint of a run as a fraction, and in words where it is from."""
-    last = (in_time(job) or ("",))[-1]
+    last = (in_time(job, result.values["checkpoints"]) or ("",))[-1]
     for each in judged:
         found = answer_of(each.id) if each.payload.get("checkpoint") == last else None
         if found and found.get("accuracy") is not None:
