@@ -41,6 +41,16 @@ def test_the_finished_example_is_laid_on_the_bench(store: Store) -> None:
     assert bench.checkpoints == (last,) and bench.data == DataSpec((data,)) and bench.model == MODEL
 
 
+def test_a_whole_run_of_the_example_is_laid_on_the_bench(store: Store) -> None:
+    files = [store.add_bytes(text, f"{text.decode()}.npz").sha256 for text in (b"a", b"b", b"c", b"d")]
+    rows = [{"sha256": sha256, "name": "x", "run": number} for sha256, number in zip(files, (1, 1, 2, 2), strict=True)]
+    spec = {"model": MODEL.to_json(), "data": DataSpec((files[0],)).to_json(), "loss": "cross_entropy", "run": None}
+    finish(store, example(), {"checkpoints": rows, **spec})
+    test = page(bench="mine")
+    next(each for each in test.button if each.label == "Load a whole training run (2 checkpoints)").click().run()
+    assert Bench.from_json(store.bench("mine") or {}).checkpoints == tuple(files[2:])
+
+
 def test_the_workbench_says_what_was_found_and_the_gate_is_loud(store: Store) -> None:
     weights, data = full_bench(store)
     finish(store, questions.gate(weights, MODEL, DataSpec((data,), examples=500), "cross_entropy"), VERDICT)
