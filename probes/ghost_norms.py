@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 20  # numbers in a block of gradients that is held for a moment
+BLOCK = 64  # tokens whose products are taken at once, both ways
 
 
 def gram_is_less(tokens: int, inputs: int, outputs: int) -> bool:
     """Tell whether products between tokens cost less than the gradient of each example itself."""
-    return tokens * (inputs + outputs) < inputs * outputs
+    share = (1 + min(1.0, BLOCK / tokens)) / 2  # of the pairs, for their products are symmetric
+    return tokens * (inputs + outputs) * share < inputs * outputs
 
 
 def row_squares(each: Tensor) -> Tensor:
@@ -63,8 +65,16 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 
 
 def gram_squares(a: Tensor, d: Tensor) -> Tensor:
-    """Return (B,) sum_{t,s} (d_t.d_s)(a_t.a_s), which is ||sum_t d_t a_t'||^2."""
-    return inner(torch.bmm(a, a.mT), torch.bmm(d, d.mT)).clamp(min=0)
+    """Return (B,) sum_{t,s} (d_t.d_s)(a_t.a_s), which is ||sum_t d_t a_t'||^2; the pairs t > s count twice."""
+    return _gram(a, d).clamp(min=0)
+
+
+def _gram(a: Tensor, d: Tensor) -> Tensor:
+    tokens = a.shape[1]
+    if tokens < 2 * BLOCK:
+        return inner(torch.bmm(a, a.mT), torch.bmm(d, d.mT))
+    (a1, a2), (d1, d2) = (each.tensor_split(2, 1) for each in (a, d))
+    return _gram(a1, d1) + _gram(a2, d2) + 2 * inner(torch.bmm(a1, a2.mT), torch.bmm(d1, d2.mT))
 
 
 def _pairs(a: Tensor, d: Tensor, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
