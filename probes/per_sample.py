@@ -152,8 +152,10 @@ class _Work:
 
 def _places(names: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
     unknown = set(wanted or ()) - set(names)
-    if unknown or (wanted is not None and not wanted):
-        raise ValueError(f"no parameter is called {', '.join(sorted(unknown)) or 'so: no name is given'}")
+    if unknown:
+        raise ValueError(f"no parameter is called {', '.join(sorted(unknown))}")
+    if wanted is not None and not wanted:
+        raise ValueError("no parameter is named")
     return [place for place, name in enumerate(names) if wanted is None or name in set(wanted)]
 
 
