@@ -19,9 +19,11 @@ def span_of(path: Path, name: str, start: int = 0) -> Span:
     def read(first: int, length: int) -> Raw:
         raw: Raw = np.empty(length, np.uint8)
         try:
-            with path.open("rb") as file:
+            with path.open("rb", buffering=0) as file:
                 file.seek(start + first)
-                got = file.readinto(raw.data) if length else 0
+                got = 0
+                while got < length and (more := file.readinto(raw[got:].data)):  # at most 2 GiB come at a time
+                    got += more
         except OSError as error:
             raise RefusedCheckpoint(f"{name} cannot be read from the disk: {error.strerror or error}.") from None
         if got != length:
