@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import plotly.graph_objects as go
 
@@ -24,12 +24,15 @@ SECOND = 7  # how far the colour of a panel's next curve is away, so that no oth
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity over time. values: one for each time, None where it has not been measured; errors: likewise, ±."""
+    """One quantity over time. values: one for each time, None where it has not been measured; errors: likewise, ±.
+
+    kind: "mark" is a line to compare with, no measurement; "bound" are lower bounds, drawn as arrows.
+    """
 
     name: str
     values: tuple[float | None, ...]
     errors: tuple[float | None, ...] = ()
-    is_mark: bool = False  # a line to compare with, not a measurement
+    kind: Literal["line", "mark", "bound"] = "line"
 
     @property
     def is_empty(self) -> bool:
@@ -49,7 +52,7 @@ class Panel:
     def measured(self) -> tuple[Curve, ...]:
         """Return the curves with at least one value; none when only marks are left."""
         kept = tuple(each for each in self.curves if not each.is_empty)
-        return () if all(each.is_mark for each in kept) else kept
+        return () if all(each.kind == "mark" for each in kept) else kept
 
 
 def run_figure(panels: Sequence[Panel], times: Sequence[float], unit: str, run: str) -> go.Figure:
@@ -68,7 +71,7 @@ def run_figure(panels: Sequence[Panel], times: Sequence[float], unit: str, run: 
         for place, curve in enumerate(panel.measured):
             if len(curve.values) != len(times):
                 raise ValueError(f"{curve.name}: {len(curve.values)} values for {len(times)} times")
-            colour = MARK if curve.is_mark else COLOURS[(number + SECOND * place) % len(COLOURS)]
+            colour = MARK if curve.kind == "mark" else COLOURS[(number + SECOND * place) % len(COLOURS)]
             _draw(result, curve, times, number, colour, len(panel.measured) > 1)
     bottom = "y" if len(shown) == 1 else f"y{len(shown)}"
     result.update_xaxes(
@@ -114,6 +117,7 @@ def _place(result: go.Figure, number: int, count: int, panel: Panel) -> None:
 def _draw(result: go.Figure, curve: Curve, times: Sequence[float], number: int, colour: str, with_legend: bool) -> None:
     errors = [each or 0.0 for each in curve.errors]
     spread = [f" ± {each:.2g}" if each else "" for each in curve.errors] or [""] * len(times)
+    dash = "dash" if curve.kind == "mark" else "solid"
     error_y = {"type": "data", "array": errors, "thickness": 1.5, "width": 4} if any(errors) else None
     result.add_scatter(
         x=list(times),
@@ -122,9 +126,9 @@ def _draw(result: go.Figure, curve: Curve, times: Sequence[float], number: int, 
         yaxis="y" if number == 0 else f"y{number + 1}",
         error_y=error_y,
         customdata=spread,
-        mode="lines" if curve.is_mark else "lines+markers",
-        line={"color": colour, "width": 1.5 if curve.is_mark else 2, "dash": "dash" if curve.is_mark else "solid"},
-        marker={"size": 7},
+        mode={"line": "lines+markers", "mark": "lines", "bound": "markers"}[curve.kind],
+        line={"color": colour, "width": 1.5 if curve.kind == "mark" else 2, "dash": dash},
+        marker={"size": 9, "symbol": "triangle-up-open"} if curve.kind == "bound" else {"size": 7},
         name=as_plotly(curve.name),
         showlegend=with_legend,
         hovertemplate="%{y:.5g}%{customdata}",

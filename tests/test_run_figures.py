@@ -8,7 +8,9 @@ from analyzers._run_figures import Curve, Panel, height_of, run_figure, run_tabl
 
 TIMES = (0.0, 50.0, 100.0)
 LOSS = Panel("Loss", (Curve("loss", (2.3, 0.04, None), (0.01, 0.002, None)),))
-TOP = Panel("λ", (Curve("largest eigenvalue", (4.0, 90.0, 500.0)), Curve("2 / learning rate", (200.0,) * 3, (), True)))
+TOP = Panel(
+    "λ", (Curve("largest eigenvalue", (4.0, 90.0, 500.0)), Curve("2 / learning rate", (200.0,) * 3, (), "mark"))
+)
 NONE = Panel("Noise scale", (Curve("noise scale", (None, None, None)),))
 
 
@@ -43,13 +45,20 @@ def test_what_differs_by_orders_of_magnitude_stands_on_a_log_axis() -> None:
 
 
 def test_a_line_to_compare_with_is_no_measurement() -> None:
-    alone = Panel("λ", (Curve("largest eigenvalue", (None,) * 3), Curve("2 / learning rate", (20.0,) * 3, (), True)))
+    alone = Panel("λ", (Curve("largest eigenvalue", (None,) * 3), Curve("2 / learning rate", (20.0,) * 3, (), "mark")))
     assert alone.measured == ()
     with pytest.raises(ValueError, match="nothing"):
         run_figure([alone], TIMES, "epoch", "run")
     drawn = run_figure([TOP], TIMES, "epoch", "run")
     assert [trace.line.dash for trace in drawn.data] == ["solid", "dash"]
     assert [trace.showlegend for trace in drawn.data] == [True, True]
+
+
+def test_lower_bounds_are_arrows_without_a_line() -> None:
+    noise = Panel("Noise", (Curve("scale", (1.0, None, 2.0)), Curve("at least", (None, 5.0, None), (), "bound")))
+    scale, bound = run_figure([noise], TIMES, "epoch", "run").data
+    assert (scale.mode, bound.mode, bound.marker.symbol) == ("lines+markers", "markers", "triangle-up-open")
+    assert scale.marker.symbol is None
 
 
 def test_names_of_files_are_only_text() -> None:

@@ -46,7 +46,7 @@ def draw(job: Job, result: Result) -> None:
     found: Sequence[Example] = result.values.get("examples") or ()
     if not found:
         return
-    st.subheader("Examples to check", anchor=False)
+    st.subheader(as_text(result.values.get("examples_title") or "Examples to check"), anchor=False)
     at = " and ".join(dict.fromkeys(str(each["checkpoint"]) for each in found if each.get("checkpoint")))
     st.caption(f"At {as_text(at)}. Choose a row to look at the example.")
     places = range(len(found))

@@ -36,13 +36,17 @@ def draw(analyzer: str, values: Values) -> None:
 
 def _alignment(values: Values) -> list[Cell]:
     last = lambda name: values[name][-1] if values.get(name) else None
-    gwa = "undefined" if last("gwa_undefined") else with_error(last("gwa"), last("gwa_stderr"))
-    best = values.get("best")
+    both = lambda name: with_error(last(name), last(f"{name}_stderr"))
+    gwa = lambda prefix: "undefined" if last(f"{prefix}gwa_undefined") else both(f"{prefix}gwa")
+    moved = any(values.get("rounded") or ())
+    exact = lambda text: f"unrounded {text}" if moved else ""
+    best, negative = values.get("best"), exact(percent(last("exact_negative_share")))
+    told = "Mean alignment / (excess kurtosis + 1.2); undefined near its pole."
     cells = [
-        Cell("Mean alignment, last", with_error(last("mean"), last("mean_stderr")), "± is the standard error."),
-        Cell("Excess kurtosis, last", with_error(last("excess_kurtosis"), last("excess_kurtosis_stderr"))),
-        Cell("GWA, last", gwa, "Mean alignment / (excess kurtosis + 1.2); undefined near its pole."),
-        Cell("Negative, last", percent(last("negative_share")), "Examples whose gradient pulls against the weights."),
+        Cell("Mean alignment, last", both("mean"), "± is the standard error.", exact(both("exact_mean"))),
+        Cell("Excess kurtosis, last", both("excess_kurtosis"), note=exact(both("exact_excess_kurtosis"))),
+        Cell("GWA, last", gwa(""), told, exact(gwa("exact_"))),
+        Cell("Negative, last", percent(last("negative_share")), "Gradients that pull against the weights.", negative),
     ]
     if best:
         cells.append(Cell("Highest GWA at", values["labels"][best["index"]], str(values.get("best_note") or "")))

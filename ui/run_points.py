@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analyzers import catalogue
@@ -20,7 +20,9 @@ from workspace.jobs import Job, JobSpec
 
 Values = Mapping[str, Any]
 Point = Mapping[str, tuple[float | None, float | None]]  # quantity -> value and error
-LOSS, ACCURACY, TOP, TRACE = "loss", "accuracy", "largest eigenvalue", "trace"
+LOSS, ACCURACY, TOP, TRACE, NOISE = "loss", "accuracy", "largest eigenvalue", "trace", "noise scale"
+PUBLISHED = ("mean alignment", "GWA")
+EXACT = ("mean alignment without rounding", "GWA without rounding")
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ def of_series(name: str, what: Laid | str, line: Timeline) -> Part:
 def panels(parts: Mapping[str, Part], line: Timeline, rates: Sequence[float]) -> list[Panel]:
     """Return all that can be drawn; rates: the learning rate at each checkpoint, () where it is not known."""
     curve = lambda part, name, factor=1.0: parts[part].curve(line, name, factor)
-    edge = Curve("2 / learning rate", tuple(2 / each for each in rates), (), True) if rates else None
+    edge = Curve("2 / learning rate", tuple(2 / each for each in rates), (), "mark") if rates else None
     top = curve("hessian_spectrum", TOP)
-    alignment = tuple(curve("gradient_alignment", each) for each in ("mean alignment", "GWA"))
+    alignment = tuple(curve("gradient_alignment", each) for each in (*PUBLISHED, *EXACT))
+    bound = replace(curve("gradient_statistics", f"{NOISE} at least"), kind="bound")
     return [
         Panel("Loss", (curve("gate", LOSS),)),
         Panel("Accuracy (%)", (curve("gate", ACCURACY, 100),), is_linear=True),
@@ -106,7 +109,7 @@ def panels(parts: Mapping[str, Part], line: Timeline, rates: Sequence[float]) ->
         Panel("Alignment", alignment, is_linear=True),
         Panel("Largest λ<br>(loss / parameter²)", (top, edge) if edge else (top,)),
         Panel("Trace of H<br>(loss / parameter²)", (curve("hessian_spectrum", TRACE),)),
-        Panel("Noise scale<br>(examples)", (curve("gradient_statistics", "noise scale"),)),
+        Panel("Noise scale<br>(examples)", (curve("gradient_statistics", NOISE), bound)),
     ]
 
 
@@ -135,8 +138,7 @@ def in_time(job: Job, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _over_time(name: str, values: Values, checkpoints: Sequence[str]) -> dict[str, Point]:
-    points = {text: READERS[name](values, place) for place, text in enumerate(checkpoints)}
-    return {text: each for text, each in points.items() if any(value is not None for value, _ in each.values())}
+    return {text: READERS[name](values, place) for place, text in enumerate(checkpoints)}
 
 
 def _ends(values: Values) -> Point:
@@ -149,13 +151,18 @@ def _rotation(values: Values, place: int) -> Point:
 
 
 def _alignment(values: Values, place: int) -> Point:
-    undefined = bool(values["gwa_undefined"][place])
-    gwa = (None, None) if undefined else _pair(values, "gwa", place)
-    return {"mean alignment": _pair(values, "mean", place), "GWA": gwa}
+    """Return mean and GWA as published, and where rounding moves them what they are without it."""
+    point = {}
+    for prefix, names in (("", PUBLISHED), *((("exact_", EXACT),) if any(values.get("rounded", ())) else ())):
+        undefined = bool(values[f"{prefix}gwa_undefined"][place])
+        point[names[0]] = _pair(values, f"{prefix}mean", place)
+        point[names[1]] = (None, None) if undefined else _pair(values, f"{prefix}gwa", place)
+    return point
 
 
 def _noise(values: Values, place: int) -> Point:
-    return {"noise scale": _pair(values, "noise_scale", place)}
+    least = _at(values, "noise_scale_at_least", place) if _at(values, "noise_scale", place) is None else None
+    return {NOISE: _pair(values, "noise_scale", place), f"{NOISE} at least": (least, None)}
 
 
 def _pair(values: Values, name: str, place: int) -> tuple[float | None, float | None]:
