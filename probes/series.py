@@ -61,7 +61,7 @@ class Series:
     def labels(self) -> tuple[str, ...]:
         """Return each time in words: "epoch 50"."""
         words = "checkpoint" if self.unit == "position" else self.unit
-        return tuple(f"{words} {time:g}" for time in self.times)
+        return tuple(f"{words} {time:.12g}" for time in self.times)
 
 
 def series(checkpoints: Iterable[Named], typed: str = "") -> Series:
@@ -79,7 +79,7 @@ def series(checkpoints: Iterable[Named], typed: str = "") -> Series:
     for one, two in pairwise(order):
         if times[one] == times[two]:
             raise DataError(
-                f"{given[one].name} and {given[two].name} are both of {unit} {times[one]:g}. Type the epoch or step of "
+                f"{given[one].name} and {given[two].name} are both of {unit} {times[one]:.12g}. Type the epoch or step of "
                 "each checkpoint, or take one of them away."
             )
     ordered = tuple(times[index] for index in order)

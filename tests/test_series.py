@@ -81,3 +81,8 @@ def test_the_real_run(real: Path) -> None:
     found = series([read_checkpoint(each) for each in files])
     assert (found.times, found.order, found.unit, found.source) == ((0, 100, 200), (1, 2, 0), "epoch", "file")
     assert found.starts
+
+
+def test_long_steps_are_told_apart() -> None:
+    found = series([One("a.pt", {"step": 1_234_567}), One("b.pt", {"step": 1_234_568})])
+    assert found.labels == ("step 1234567", "step 1234568")
