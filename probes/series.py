@@ -79,8 +79,8 @@ def series(checkpoints: Iterable[Named], typed: str = "") -> Series:
     for one, two in pairwise(order):
         if times[one] == times[two]:
             raise DataError(
-                f"{given[one].name} and {given[two].name} are both of {unit} {times[one]:.12g}. Type the epoch or step of "
-                "each checkpoint, or take one of them away."
+                f"{given[one].name} and {given[two].name} are both of {unit} {times[one]:.12g}. "
+                "Type the epoch or step of each checkpoint, or take one of them away."
             )
     ordered = tuple(times[index] for index in order)
     return Series(order, ordered, unit, source, unit != "position" and ordered[0] == 0, doubts)
