@@ -8,8 +8,10 @@ import io
 
 import numpy as np
 from PIL import Image
+from streamlit.testing.v1 import AppTest
 
 from ui.examples import png_url, table_of
+from ui.text import as_text
 from workspace.export import csv_of
 
 FOUND = [
@@ -42,3 +44,19 @@ def test_a_picture_comes_back_pixel_by_pixel_and_larger_in_whole_steps() -> None
 
     assert (decoded(png_url(picture)) == picture).all()
     assert (decoded(png_url(picture, 30)) == picture.repeat(4, 0).repeat(4, 1)).all()
+
+
+def test_a_text_is_shown_as_it_is_and_numbers_by_their_names() -> None:
+    def closely() -> None:
+        from ui.examples import _closely
+
+        _closely(
+            {"id": "<b>1", "label": "$x$", "loss": 0.123456, "margin": None, "text": "<i>once</i> :red[upon]"}, None
+        )
+
+    test = AppTest.from_function(closely).run()
+    assert not test.exception
+    assert test.code[0].value == "<i>once</i> :red[upon]"
+    said = [each.value for each in test.markdown]
+    assert said[0] == f"**Example {as_text('<b>1')}**"
+    assert said[1] == f"Label: **{as_text('$x$')}**  \nLoss: **{as_text('0.1235')}**"
