@@ -49,7 +49,8 @@ def layer_figure(card: Mapping[str, Any], values: Mapping[str, Any]) -> go.Figur
         ("gradient_squared", NORM, "of ‖g‖² (noise taken out)"),
     ):
         whole = values[key][-1]
-        if whole <= RESOLVED * values[f"{key}_stderr"][-1]:  # no share of what does not stand out of its noise
+        lost = key == "gradient_squared" and whole <= RESOLVED * values[f"{key}_stderr"][-1]
+        if lost or whole <= 0:  # no share of what does not stand out of its noise
             continue
         result.add_bar(
             y=names,

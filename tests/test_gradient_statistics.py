@@ -127,6 +127,11 @@ def test_noise_alone_has_only_a_lower_bound_of_its_scale(tmp_path) -> None:
     assert "noise scale at least" in names
 
 
+def test_the_shares_of_the_noise_are_drawn_however_rough(tmp_path) -> None:
+    drawn = GradientStatistics(blocks=4).run(*regression(tmp_path, (0.0,), 6), Quiet()).figures()["layers"]
+    assert sum(next(trace.x for trace in drawn.data if trace.name == "of tr C")) == pytest.approx(100)
+
+
 def test_halves_of_a_clear_gradient_agree(tmp_path) -> None:
     found = GradientStatistics().run(*regression(tmp_path, (3.0, 0.0)), Quiet()).values
     assert found["half_cosine"][0] > 0.95
