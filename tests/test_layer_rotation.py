@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import permutation_test, spearmanr
+from rotation_runs import EPOCHS, files, made, run
 
-from analyzers._base import Quiet, Result
-from analyzers._series_figures import as_labels, depth_colours, time_axis
 from analyzers.layer_rotation import LayerRotation, LayerRotationResult
 from probes.checkpoint import read_checkpoint
-from probes.errors import DataError, ProbeError
-from probes.ranks import rank_correlation
+from probes.errors import DataError
 from probes.seed_match import seed_match
 
-EPOCHS = ("000", "050", "100", "150", "200")
 LAYERS = ["0.weight", "3.weight", "7.weight"]
-
-
-def run(paths: list[Path], **options: Any) -> LayerRotationResult:
-    checkpoints = tuple(read_checkpoint(path, sha256=path.name) for path in paths)
-    return LayerRotation(**options).run(None, checkpoints, Quiet())
-
-
-def files(real: Path, name: str) -> list[Path]:
-    return [real / "mnist-cnn" / name / f"epoch-{epoch}.pt" for epoch in EPOCHS]
-
-
-def made(folder: Path, layers: int, count: int = 3, size: float = 0.1, prefix: str = "h.") -> list[Path]:
-    """Write a run of so many layers: two to a block."""
-    generator = torch.Generator().manual_seed(layers)
-    state = {f"{prefix}{index}.weight": torch.randn(20, 30, generator=generator) for index in range(layers)}
-    paths = [folder / f"epoch-{epoch}.pt" for epoch in range(count)]
-    for path in paths:
-        torch.save({"model": state}, path)
-        state = {name: each + size * torch.randn(20, 30, generator=generator) for name, each in state.items()}
-    return paths
 
 
 @pytest.mark.parametrize(
@@ -178,145 +152,3 @@ def test_saved_and_read_again_it_draws_the_same(tmp_path: Path) -> None:
     assert {name: each.to_json() for name, each in again.figures(null=True).items()} == {
         name: each.to_json() for name, each in found.figures(null=True).items()
     }
-
-
-@pytest.mark.parametrize("layers", [1, 5, 12, 13, 150])
-def test_figures_are_readable_with_few_and_many_layers(tmp_path: Path, layers: int) -> None:
-    found = run(made(tmp_path, layers))
-    figures = found.figures()
-    for figure in figures.values():
-        assert figure.layout.template.layout.colorway
-        assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
-    lines = [each for each in figures["rotation"].data if each.x[0] is not None]
-    assert len(lines) == layers + 1  # the mean
-    assert len({each.line.color for each in lines}) == layers + 1
-    assert sum(bool(each.showlegend) for each in lines) == (layers + 1 if layers <= 12 else 1)
-    bars = [each for each in figures["rotation"].data if each.x[0] is None]
-    assert len(bars) == (0 if layers <= 12 else 1)
-    ticks = figures["final_rotation"].layout.xaxis.ticktext
-    assert (ticks is None) if layers > 24 else len(ticks) == layers
-    assert list(figures["final_rotation"].data[0].y) == [row[-1] for row in found.values["rotation"].values()]
-    assert figures["rotation"].layout.yaxis.range[0] == 0
-    with_walk = found.figures(null=True)["rotation"]
-    assert sum(each.line.dash == "dot" for each in with_walk.data) == layers
-
-
-def test_no_line_is_drawn_at_one(real: Path) -> None:
-    for figure in run(files(real, "run1")).figures(null=True).values():
-        assert not figure.layout.shapes
-        assert all(set(each.y) != {1.0} for each in figure.data)
-
-
-def test_tables_hold_what_is_drawn(real: Path) -> None:
-    found = run(files(real, "run1"))
-    tables = found.tables()
-    assert set(tables) == {*found.figures(), "layers"}
-    rotation = tables["rotation"]
-    assert list(rotation[rotation.layer == "3.weight"].rotation) == found.values["rotation"]["3.weight"]
-    assert list(rotation[rotation.layer == "3.weight"].epoch) == [0, 50, 100, 150, 200]
-    layers = tables["layers"].set_index("layer")
-    row = found.values["rotation"]["0.weight"][1:]
-    expected = [min(row), np.mean(row), max(row), row[-1]]
-    assert list(layers.loc["0.weight", ["min", "mean", "max", "final"]]) == pytest.approx(expected)
-    assert list(layers.weights) == [288, 18432, 16000]
-    assert len(tables["angular_steps"]) == 3 * 4
-
-
-def test_names_from_files_cannot_write_markup(tmp_path: Path) -> None:
-    found = run(made(tmp_path, 3, prefix="<img src=x>$y$%{z}"))
-    for figure in {**found.figures(null=True), **found.overlay([found, found], accuracies=[0.1, 0.2, 0.3])}.values():
-        text = figure.to_json()
-        assert "<img" not in text and "\\u003cimg" not in text and "%{z" not in text and "$y" not in text
-
-
-def several(folder: Path, count: int) -> list[Result]:
-    """Make runs that turn further and further."""
-    results = []
-    for index in range(count):
-        home = folder / str(index)
-        home.mkdir()
-        results.append(run(made(home, 2, size=0.1 * (index + 1))))
-        shutil.rmtree(home)
-    return results
-
-
-def test_runs_are_drawn_over_one_another_and_against_their_accuracy(tmp_path: Path) -> None:
-    one, *others = several(tmp_path, 6)
-    assert set(one.overlay(others)) == {"mean_rotation"}
-    accuracies = [0.5, 0.6, 0.55, 0.7, 0.8, 0.9]
-    drawn = one.overlay(others, accuracies=accuracies)
-    means = drawn["mean_rotation"].data
-    assert [list(each.y) for each in means] == [each.values["mean_rotation"] for each in (one, *others)]
-    assert len({each.name for each in means}) == 6
-    against = drawn["rotation_against_accuracy"]
-    assert list(against.data[0].y) == pytest.approx([100 * each for each in accuracies])
-    words = against.layout.title.subtitle.text
-    assert "Spearman's rank correlation 0.94" in words and "bootstrap over 6 runs" in words and "6! orders" in words
-    assert set(one.overlay(others, accuracies=[0.1, 0.2, None, None, None, None])) == {"mean_rotation"}
-    with pytest.raises(ProbeError, match="There are 2 accuracies for 6 runs"):
-        one.overlay(others, accuracies=[0.1, 0.2])
-
-
-def test_stored_accuracies_are_drawn_where_none_are_given(tmp_path: Path) -> None:
-    results = several(tmp_path, 3)
-    known = [replace(each, values={**each.values, "accuracy": 0.1 * index}) for index, each in enumerate(results)]
-    drawn = known[0].overlay(known[1:])["rotation_against_accuracy"]
-    assert "stored" in drawn.layout.yaxis.title.text
-    assert "no interval from 3 runs, p = 0.33 (all 3! orders)" in drawn.layout.title.subtitle.text
-
-
-def test_runs_of_other_layers_are_refused_and_what_differs_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    one, two = run(made(tmp_path / "a", 2)), run(made(tmp_path / "b", 3))
-    with pytest.raises(ProbeError, match="layers: 2 against 3"):
-        one.overlay([two])
-
-
-@pytest.mark.parametrize("count", [3, 5, 7, 12])
-def test_rank_correlation_is_scipys(count: int) -> None:
-    generator = np.random.default_rng(count)
-    x = generator.integers(0, 8, count).astype(float)
-    y = x + generator.integers(0, 6, count)
-    found = rank_correlation(list(x), list(y))
-    assert found is not None
-    assert found.value == pytest.approx(spearmanr(x, y).statistic)
-    assert (found.interval is None) == (count < 5)
-    if found.interval:
-        assert -1 <= found.interval[0] <= found.value <= found.interval[1] <= 1
-    if count > 8:
-        assert found.p is None
-        return
-    statistic = lambda each: spearmanr(each, y).statistic
-    exact = permutation_test((x,), statistic, permutation_type="pairings", n_resamples=np.inf)
-    scipys = np.mean(np.abs(exact.null_distribution) >= abs(found.value) - 1e-12)
-    assert found.p == pytest.approx(scipys, abs=1e-9)
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """Of normal pairs with correlation r, Spearman's is 6/pi asin(r/2); 60 samples of 25."""
-    generator, truth, covered = np.random.default_rng(1), 6 / np.pi * np.arcsin(0.3), 0
-    for _ in range(60):
-        x = generator.standard_normal(25)
-        y = 0.6 * x + 0.8 * generator.standard_normal(25)
-        found = rank_correlation(list(x), list(y))
-        assert found is not None and found.interval is not None
-        covered += found.interval[0] <= truth <= found.interval[1]
-    assert covered >= 50
-
-
-def test_no_correlation_where_there_is_none_to_have() -> None:
-    assert rank_correlation([1, 2], [1, 2]) is None
-    assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
-
-
-def test_what_series_share() -> None:
-    assert [time_axis(each) for each in ("epoch", "step", "position")] == ["Epoch", "Step", "Checkpoint"]
-    assert depth_colours(0) == []
-    assert depth_colours(1) == [depth_colours(9)[0]]
-    light = lambda colour: sum(
-        int(colour[place : place + 2], 16) * part for place, part in ((1, 0.2), (3, 0.7), (5, 0.1))
-    )
-    shades = [light(each) for each in depth_colours(150)]
-    assert shades == sorted(shades) and len(set(depth_colours(150))) == 150 and shades[-1] < 200
-    assert as_labels(["a", "<b>", "a", "a (2)"]) == ["a", "&lt;b&gt;", "a (2)", "a (2) (2)"]
