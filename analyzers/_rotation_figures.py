@@ -78,6 +78,7 @@ def _final(values: Values) -> go.Figure:
     title = f"Rotation since {_since(values)} at {_time(values, -1)}"
     result = figure(title, f"{_about(values)}; ◇ {WALK}{marked}", "Layer, first to last", ROTATION)
     labels, places = as_labels(layers), list(range(1, len(layers) + 1))
+    size = 10 if len(layers) <= TICKED else 4
     hatch = ["/" if values["kinds"][layer] == "embedding" else "" for layer in layers]
     ends, walks = ([values[key][layer][-1] for layer in layers] for key in ("rotation", "null"))
     result.add_bar(
@@ -92,7 +93,7 @@ def _final(values: Values) -> go.Figure:
         x=places,
         y=walks,
         mode="markers",
-        marker={"color": INK, "size": 8 if len(layers) <= TICKED else 4, "symbol": "diamond-open"},
+        marker={"color": "white", "size": size, "symbol": "diamond", "line": {"color": INK, "width": 1.5}},
         customdata=labels,
         hovertemplate=f"%{{customdata}}<br>{WALK} %{{y:.4f}}<extra></extra>",
         showlegend=False,
@@ -117,7 +118,7 @@ def _steps(values: Values) -> go.Figure:
     result = figure("Angular steps between checkpoints", words, time_axis(values["unit"]), ANGLE)
     moved = {layer: [each or None for each in row] for layer, row in values["angular_step"].items()}
     _add_lines(result, values, moved)
-    result.update_yaxes(type="log", exponentformat="power")
+    result.update_yaxes(type="log", minorloglabels="complete", dtick="D2", tickformat="~g")
     return result
 
 
