@@ -62,6 +62,28 @@ def option(
     return field(default=default, metadata={**about, "choices": choices, "advanced": advanced})
 
 
+def times_option() -> Any:
+    """Declare the times of a training run's checkpoints, for `probes.series.series`."""
+    told = "One for each checkpoint in the order given, as in: 0, 50, 100; empty: read from the files or their names."
+    return option("", "Epochs or steps", told, advanced=True)
+
+
+def precision_option(help: str, *, advanced: bool = False) -> Any:
+    """Declare the floating-point type that an objective computes in."""
+    return option("float32", "Precision", help, choices=("float32", "float64"), advanced=advanced)
+
+
+def micro_batch_option() -> Any:
+    """Declare how many examples are taken at a time."""
+    told = "Examples at a time; 0 chooses by memory. The result does not depend on it."
+    return option(0, "Micro-batch", told, minimum=0, maximum=100_000, advanced=True)
+
+
+def seed_option(help: str) -> Any:
+    """Declare the seed of whatever is random."""
+    return option(0, "Seed", help, minimum=0, maximum=2**31 - 1, advanced=True)
+
+
 class Tick(Protocol):
     """What an analyzer is given to report with and to keep its own checkpoints in."""
 

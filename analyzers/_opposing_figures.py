@@ -14,6 +14,7 @@ from analyzers._series_figures import of_what, time_axis
 
 RISING, FALLING, REST, NULL = COLOURS[1], COLOURS[0], "#52606D", "#7B8794"
 DECADES = 9  # of changes that are shown; float32 tells no smaller ones apart
+TICKED = 8  # times at most that have a tick each
 POINTS = 1200  # of the changes that are in no group, of each sign
 NAMES = {1: "rising", 2: "falling"}
 
@@ -107,9 +108,11 @@ def _time(values: Mapping[str, Any]) -> str:
 
 
 def _fit_times(result: go.Figure, times: Sequence[float], unit: str) -> None:
-    """Keep markers off the frame; one time alone gets a tick of its own instead of a range of fractions."""
+    """Keep markers off the frame; few times get a tick each, one alone a range of its own."""
     if len(times) == 1:
         result.update_xaxes(range=[times[0] - 1, times[0] + 1], tickvals=list(times))
+    elif len(times) <= TICKED:
+        result.update_xaxes(tickvals=list(times))
     elif unit == "position":
         result.update_xaxes(dtick=1 if len(times) <= 20 else None)
 

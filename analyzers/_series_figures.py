@@ -39,11 +39,11 @@ def as_labels(names: Iterable[object]) -> list[str]:
 
 
 def of_what(card: Mapping[str, Any]) -> str:
-    """Say in a line of what the figures are: loss, examples, mode, dtype, model; fit for plotly."""
+    """Say in a line of what the figures are: loss, examples, mode, dtype, kind of model; fit for plotly."""
     mode = str(card["mode"]).split(":", maxsplit=1)[0]
     loss = str(card["loss"]).replace("_", "-")
     words = [loss, f"n = {card['examples']} examples", f"{mode} mode", str(card["dtype"])]
-    return as_plotly(", ".join([*words, str(card["model"])]))
+    return as_plotly(", ".join([*words, str(card["model"]).split(":", maxsplit=1)[0]]))
 
 
 def _between(place: float) -> str:

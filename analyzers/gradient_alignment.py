@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from analyzers._base import Analyzer, Arrays, Result, Tick, option
+from analyzers._base import (
+    Analyzer,
+    Arrays,
+    Result,
+    Tick,
+    micro_batch_option,
+    option,
+    precision_option,
+    seed_option,
+    times_option,
+)
 from probes.errors import ObjectiveError
 
 if TYPE_CHECKING:
@@ -96,27 +106,12 @@ class GradientAlignment(Analyzer):
         24, "Examples to check", "How many of the examples with the most negative alignment to list.",
         minimum=0, maximum=1000,
     )  # fmt: skip
-    times: str = option(
-        "",
-        "Epochs or steps",
-        "One for each checkpoint in the order given, as in: 0, 50, 100; empty to read them from the files or their "
-        "names.",
-        advanced=True,
+    times: str = times_option()
+    dtype: str = precision_option(
+        "Of network and gradient. In float32 sure predictions leave only rounding; both are shown."
     )
-    dtype: str = option(
-        "float32",
-        "Precision",
-        "Of network and gradient. In float32 sure predictions leave only rounding; both are shown.",
-        choices=("float32", "float64"),
-    )
-    micro_batch: int = option(
-        0, "Micro-batch", "Examples at a time; 0 chooses by memory. The result does not depend on it.",
-        minimum=0, maximum=100_000, advanced=True,
-    )  # fmt: skip
-    seed: int = option(
-        0, "Seed", "The labels to flip and the resamples of the standard errors are drawn from it.",
-        minimum=0, maximum=2**31 - 1, advanced=True,
-    )  # fmt: skip
+    micro_batch: int = micro_batch_option()
+    seed: int = seed_option("The labels to flip and the resamples of the standard errors are drawn from it.")
 
     def run(self, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick) -> GradientAlignmentResult:
         """Look at each checkpoint in the order of time, one in memory at a time.

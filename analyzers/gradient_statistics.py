@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from analyzers._base import Analyzer, Result, Tick, option
+from analyzers._base import (
+    Analyzer,
+    Result,
+    Tick,
+    micro_batch_option,
+    option,
+    precision_option,
+    seed_option,
+    times_option,
+)
 from probes.series import Series, series
 
 if TYPE_CHECKING:
@@ -108,19 +117,10 @@ class GradientStatistics(Analyzer):
         maximum=4096,
         advanced=True,
     )
-    times: str = option(
-        "",
-        "Epochs or steps",
-        "One for each checkpoint in the order given, as in: 0, 50, 100; empty to read them from the files or "
-        "their names.",
-        advanced=True,
-    )
-    dtype: str = option("float32", "Precision", "float64 is slower.", choices=("float32", "float64"), advanced=True)
-    micro_batch: int = option(
-        0, "Micro-batch", "Examples at a time; 0 chooses by memory. The result does not depend on it.",
-        minimum=0, maximum=100_000, advanced=True,
-    )  # fmt: skip
-    seed: int = option(0, "Seed", "The blocks are drawn from it.", minimum=0, maximum=2**31 - 1, advanced=True)
+    times: str = times_option()
+    dtype: str = precision_option("float64 is slower.", advanced=True)
+    micro_batch: int = micro_batch_option()
+    seed: int = seed_option("The blocks are drawn from it.")
 
     def run(self, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick) -> GradientStatisticsResult:
         """Measure at each checkpoint, in the order of time.
@@ -202,6 +202,7 @@ class GradientStatistics(Analyzer):
             "noise_scale": scale.value if scale else None,
             "noise_scale_stderr": scale.stderr if scale else None,
             "noise_scale_at_least": found.scale_at_least,
+            "adequate_batch_at_least": batch * found.scale_at_least if found.scale_at_least else None,
             "adequate_batch": batch * scale.value if scale else None,
             "adequate_batch_stderr": batch * scale.stderr if scale else None,
             "gap_growth": rate * trace.value,

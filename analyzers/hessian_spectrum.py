@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from analyzers._base import Analyzer, Result, Tick, option
+from analyzers._base import Analyzer, Result, Tick, micro_batch_option, option, precision_option, seed_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,14 +93,9 @@ class HessianSpectrum(Analyzer):
     exact: bool = option(
         False, "Exact dense Hessian", "Also compute the whole matrix and all its eigenvalues, up to 8000 parameters."
     )
-    dtype: str = option(
-        "float32", "Precision", "float64 is slower; take it for tolerances below 1e-5.", choices=("float32", "float64")
-    )
-    micro_batch: int = option(
-        0, "Micro-batch", "Examples at a time; 0 chooses by memory. The result does not depend on it.",
-        minimum=0, maximum=100_000, advanced=True,
-    )  # fmt: skip
-    seed: int = option(0, "Seed", "All random vectors are drawn from it.", minimum=0, maximum=2**31 - 1, advanced=True)
+    dtype: str = precision_option("float64 is slower; take it for tolerances below 1e-5.")
+    micro_batch: int = micro_batch_option()
+    seed: int = seed_option("All random vectors are drawn from it.")
 
     def run(self, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick) -> HessianSpectrumResult:  # noqa: ARG002
         """Check the second derivative, then find the spectrum; one checkpoint, the one that the objective holds.

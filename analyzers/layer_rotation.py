@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers._base import Analyzer, Result, Tick, option
+from analyzers._base import Analyzer, Result, Tick, option, times_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,12 +64,7 @@ class LayerRotation(Analyzer):
     series: ClassVar[bool] = True
     needs_objective: ClassVar[bool] = False
 
-    times: str = option(
-        "", "Epochs or steps",
-        "One for each checkpoint in the order given, as in: 0, 50, 100; empty to read them from the files or their "
-        "names.",
-        advanced=True,
-    )  # fmt: skip
+    times: str = times_option()
     split: str = option(
         "none", "Split fused attention",
         "Count fused query-key-value kernels as one layer, as three, or as three for each head.",

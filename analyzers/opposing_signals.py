@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from analyzers._base import Analyzer, Result, Tick, option
+from analyzers._base import (
+    Analyzer,
+    Result,
+    Tick,
+    micro_batch_option,
+    option,
+    precision_option,
+    seed_option,
+    times_option,
+)
 from probes.errors import DataError
 from probes.series import Series, series
 
@@ -89,21 +98,10 @@ class OpposingSignals(Analyzer):
     listed: int = option(
         24, "Examples listed", "How many of each group to show with picture or text.", minimum=1, maximum=500
     )
-    times: str = option(
-        "",
-        "Epochs or steps",
-        "One for each checkpoint in the order given, as in: 0, 50, 100; empty to read them from the files or "
-        "their names.",
-        advanced=True,
-    )
-    dtype: str = option(
-        "float32", "Precision", "float64 is slower; take it for very small steps.", choices=("float32", "float64")
-    )
-    micro_batch: int = option(
-        0, "Micro-batch", "Examples at a time; 0 chooses by memory. The result does not depend on it.",
-        minimum=0, maximum=100_000, advanced=True,
-    )  # fmt: skip
-    seed: int = option(0, "Seed", "The random groups are drawn from it.", minimum=0, maximum=2**31 - 1, advanced=True)
+    times: str = times_option()
+    dtype: str = precision_option("float64 is slower; take it for very small steps.")
+    micro_batch: int = micro_batch_option()
+    seed: int = seed_option("The random groups are drawn from it.")
 
     def run(self, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick) -> OpposingSignalsResult:
         """Compare every two neighbouring checkpoints in time; gradients are taken at the earlier one.

@@ -143,10 +143,10 @@ def measured(method: Method, objective: Objective, k: int, tolerance: float, see
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before, start = _status("VmRSS"), time.perf_counter()
+    before, start = nets.resident("VmRSS"), time.perf_counter()
     method(objective, k, tolerance, seed)
     seconds = time.perf_counter() - start
-    return seconds, _status("VmHWM") - before
+    return seconds, nets.resident("VmHWM") - before
 
 
 def compare(
@@ -216,11 +216,6 @@ def main() -> None:
     print(text)
     if arguments.write:
         write(text)
-
-
-def _status(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 if __name__ == "__main__":

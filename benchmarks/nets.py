@@ -119,3 +119,9 @@ def resnet20(dtype: str = "float32", examples: int = 200) -> Objective:
     images = str(REAL / "cifar10-resnet20" / "cifar10-train-1000.npz")
     data = read_batches(DataSpec(files=(images,), mean=MEAN, std=STD, examples=examples))
     return build_objective(spec, checkpoint, data, "cross_entropy", dtype=dtype)
+
+
+def resident(field: str) -> float:
+    """Return the memory of this process, in MiB: "VmRSS" now, "VmHWM" at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.nets import batches_of
+from benchmarks.nets import batches_of, resident
 from probes.architecture.modules import CifarResNet, SmallGPT
 from probes.losses import total_loss
 from probes.objective import Objective
@@ -188,9 +188,9 @@ def peak(method: str, objective: Objective) -> float:
     METHODS[method](objective.subset(2, "float32"))
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     METHODS[method](objective)
-    return _status("VmHWM") - before
+    return resident("VmHWM") - before
 
 
 def tables(names: list[str], small: bool) -> str:
@@ -244,11 +244,6 @@ def main() -> None:
     print(text)
     if arguments.write:
         write(text)
-
-
-def _status(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import series_runs
 import torch
 from curvature_oracles import cnn, gpt, mlp
+from series_runs import moved
 from torch import nn
 from torch.nn import functional
 
 from analyzers._base import Quiet
 from analyzers.gradient_alignment import GradientAlignment
-from probes.checkpoint import Checkpoint, read_checkpoint
-from probes.objective import Objective
 
 NETS = {"mlp": (mlp, "cross_entropy"), "cnn": (cnn, "cross_entropy"), "gpt": (gpt, "causal_lm")}
 HEADS = {"mlp": "4.weight", "cnn": "6.weight", "gpt": "head.weight"}
@@ -25,25 +25,8 @@ EXACTLY = GradientAlignment(dtype="float64", listed=4)
 def a_run(folder: Path, net: nn.Module, data: Any, loss: str, count: int = 3, **options: Any) -> tuple[Any, ...]:
     """An objective at the first of some states of a module, each moved at random, the checkpoints, and the states."""
     torch.manual_seed(7)
-    states, checkpoints = [copy.deepcopy(net.state_dict())], []
-    for _ in range(count - 1):
-        state = {k: v + 0.2 * torch.randn_like(v) if v.is_floating_point() else v for k, v in states[-1].items()}
-        state = {k: v.abs() if "running_var" in k else v for k, v in state.items()}
-        if "token.weight" in state:
-            state["head.weight"] = state["token.weight"]
-        states.append(state)
-    for step, state in enumerate(states):
-        torch.save({"model": state, "step": 10 * step}, folder / f"step-{10 * step}.pt")
-        checkpoints.append(read_checkpoint(folder / f"step-{10 * step}.pt"))
-
-    def load(checkpoint: Checkpoint) -> nn.Module:
-        other = copy.deepcopy(net)
-        other.load_state_dict(checkpoint.load(), strict=False)
-        return other
-
-    objective = Objective.of(load(checkpoints[0]), data, loss, **options)  # type: ignore[arg-type]
-    objective.load = load
-    return objective, tuple(checkpoints), states
+    states = moved(net, count, 0.2)
+    return *series_runs.a_run(folder, net, states, data, loss, every=10, **options), states
 
 
 def run(folder: Path, name: str, ask: GradientAlignment = EXACTLY, order: tuple[int, ...] = (0, 1, 2), **options: Any):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
 import torch
 from curvature_oracles import batches
+from series_runs import a_run
 from torch import nn
 
-from probes.checkpoint import Checkpoint, read_checkpoint
 from probes.objective import Objective
 
 
@@ -34,23 +33,6 @@ def exactly(G: np.ndarray) -> dict[str, float]:
     raw = float((G.mean(0) ** 2).sum())
     squared = raw - trace / len(G)
     return {"trace": trace, "raw": raw, "squared": squared, "scale": trace / squared}
-
-
-def a_run(folder: Path, module: nn.Module, states, data, loss="cross_entropy", **options):
-    """An objective at the first of these states of a module, and the checkpoints of all."""
-    checkpoints = []
-    for step, state in enumerate(states):
-        torch.save({"model": state, "step": 10 * step}, folder / f"step-{step}.pt")
-        checkpoints.append(read_checkpoint(folder / f"step-{step}.pt"))
-
-    def load(checkpoint: Checkpoint) -> nn.Module:
-        other = copy.deepcopy(module)
-        other.load_state_dict(checkpoint.load(), strict=False)
-        return other
-
-    objective = Objective.of(load(checkpoints[0]), data, loss, **options)
-    objective.load = load
-    return objective, tuple(checkpoints)
 
 
 def regression(folder: Path, distances, count: int = 3000):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from curvature_oracles import Notes, batches, cnn, gpt
+from series_runs import a_run
 from sklearn.datasets import load_digits
-from statistics_oracles import a_run, exactly, one_by_one, regression, saved
+from statistics_oracles import exactly, one_by_one, regression, saved
 from torch import nn
 from torch.nn import functional
 
@@ -114,8 +115,9 @@ def loss_of(W, b, x, y):
 
 
 def test_noise_alone_has_only_a_lower_bound_of_its_scale(tmp_path) -> None:
-    result = GradientStatistics().run(*regression(tmp_path, (0.0, 1.0), 500), Quiet())
+    result = GradientStatistics(theta=0.5).run(*regression(tmp_path, (0.0, 1.0), 500), Quiet())
     found = result.values
+    assert found["adequate_batch_at_least"][0] == pytest.approx(4 * found["noise_scale_at_least"][0])
     assert found["noise_scale"][0] is found["noise_scale_stderr"][0] is found["adequate_batch"][0] is None
     assert found["noise_scale_at_least"][0] > 100
     assert found["noise_scale"][1] == pytest.approx(6, rel=0.5)
@@ -171,7 +173,7 @@ def test_checkpoints_in_the_order_of_time_go_on_after_a_kill(tmp_path) -> None:
     states = [copy.deepcopy(module.state_dict())]
     for _ in range(2):
         states.append({k: v + 0.1 * torch.randn_like(v) if v.is_floating_point() else v for k, v in states[-1].items()})
-    objective, (first, second, third) = a_run(tmp_path, module, states, data)
+    objective, (first, second, third) = a_run(tmp_path, module, states, data, every=10)
     ask = GradientStatistics(blocks=4, method="batches")
     whole = Notes()
     ordered = ask.run(objective, (first, second, third), whole)

@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests import ui
 from tests.server import ROOT, Server, serve
+from tests.test_browser import chromium  # noqa: F401
 from workspace.jobs import Jobs
 from workspace.store import open_store
 
@@ -76,14 +77,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             worker.wait(20)
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with ui.browser() as started:
-        yield started
-
-
 @pytest.fixture
-def page(chromium: Browser, place: Place) -> Iterator[Page]:
+def page(chromium: Browser, place: Place) -> Iterator[Page]:  # noqa: F811
     """A page that must not open a dialog, nor ask another server for anything."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     foreign: list[str] = []

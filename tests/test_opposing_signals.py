@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from curvature_oracles import batches
-from opposing_runs import FEW, NETS, a_run, constructed, larger, moved
+from opposing_runs import FEW, NETS, constructed, larger
+from series_runs import a_run, moved
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional

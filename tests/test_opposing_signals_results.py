@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from curvature_oracles import Notes, cnn, mlp
-from opposing_runs import FEW, a_run, constructed, larger, moved
+from opposing_runs import FEW, constructed, larger
+from series_runs import a_run, moved
 
 from analyzers._base import Quiet
 from analyzers.opposing_signals import OpposingSignals, OpposingSignalsResult

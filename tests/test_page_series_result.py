@@ -21,6 +21,7 @@ from probes.objective import build_objective
 from probes.specs import DataSpec, ModelSpec
 from tests.test_pages import page, store  # noqa: F401
 from ui import questions
+from ui.key_numbers import CELLS
 from ui.text import as_text
 from workspace import runs
 from workspace.jobs import Job, Jobs
@@ -139,3 +140,12 @@ def test_rotation_of_several_runs_against_accuracy(store: Store, folder: Path) -
     assert len(charts(test)) == alone + 2
     fields[1].set_value(50.0).run()
     assert [each for each in charts(test)[-1]["data"] if 50.0 in each["y"]]
+
+
+def test_what_does_not_stand_out_of_its_noise_has_its_bound() -> None:
+    known = {key: [2.0] for key in ("gradient_norm", "covariance_trace", "gap_growth")}
+    values = {**known, **{f"{name}_stderr": [0.1] for name in known}, "noise_scale": [None], "adequate_batch": [None]}
+    values |= {"noise_scale_at_least": [50.0], "adequate_batch_at_least": [200.0]}
+    values |= {"theta": 0.5, "learning_rate": 0.0, "training_examples": 9}
+    texts = {each.label: each.text for each in CELLS["gradient_statistics"](values)}
+    assert (texts["Noise scale, last"], texts["Adequate batch, last"]) == ("above 50", "above 200")

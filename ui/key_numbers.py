@@ -39,7 +39,7 @@ def _alignment(values: Values) -> list[Cell]:
     both = lambda name: with_error(last(name), last(f"{name}_stderr"))
     gwa = lambda prefix: "undefined" if last(f"{prefix}gwa_undefined") else both(f"{prefix}gwa")
     moved = any(values.get("rounded") or ())
-    exact = lambda text: f"unrounded {text}" if moved else ""
+    exact = lambda text: f"exact {text}" if moved else ""
     best, negative = values.get("best"), exact(percent(last("exact_negative_share")))
     told = "Mean alignment / (excess kurtosis + 1.2); undefined near its pole."
     cells = [
@@ -58,6 +58,7 @@ def _alignment(values: Values) -> list[Cell]:
 
 def _opposing(values: Values) -> list[Cell]:
     at = values["pair"] - 1
+    times = [f"{each:.9g}" for each in values["times"][at : at + 2]]
     null = _between(values["cosine_null_low"][at], values["cosine_null_high"][at])
     norms = _between(values["ratio_null_low"][at], values["ratio_null_high"][at])
     told = f"Of {values['pairs'][at]}. Random groups of the same size: {null} (95 %)."
@@ -68,7 +69,7 @@ def _opposing(values: Values) -> list[Cell]:
         Cell("Random groups", null, "The middle 95 % of the cosines of random groups of the same size."),
         Cell("Cancellation, rising", number(values["ratio_rising"][at], 3), ratio),
         Cell("Cancellation, falling", number(values["ratio_falling"][at], 3), ratio),
-        Cell("Pair", str(values["pairs"][at])),
+        Cell(_TIMES.get(values["unit"], "Checkpoints"), " to ".join(times), help=values["pairs"][at]),
         Cell("Examples in a group", number(values["group_size"])),
         Cell("Change of the top 1 %", percent(share), "Their share of all change of loss, in absolute values."),
     ]
@@ -92,17 +93,23 @@ def _rotation(values: Values) -> list[Cell]:
 def _statistics(values: Values) -> list[Cell]:
     last = lambda name: values[name][-1] if values.get(name) else None
     both = lambda name: with_error(last(name), last(f"{name}_stderr"))
-    least = last("noise_scale_at_least")
-    scale = both("noise_scale") if last("noise_scale") is not None else f"above {number(least)}" if least else "–"
+    bounded = lambda name: (
+        f"above {number(least)}" if last(name) is None and (least := last(f"{name}_at_least")) else both(name)
+    )
     rate = "" if values["learning_rate"] else " per unit of learning rate"
     told = f"Expected, in one step, with {number(values['training_examples'])} training examples{rate}."
     return [
         Cell("Gradient norm, last", both("gradient_norm"), "Of the mean gradient, less what its noise adds; ± stderr."),
         Cell("Covariance trace, last", both("covariance_trace"), "Of the gradients of single examples."),
-        Cell("Noise scale, last", scale, "Covariance trace / squared gradient norm, in examples."),
-        Cell("Adequate batch, last", both("adequate_batch"), f"By the norm test with θ = {number(values['theta'])}."),
+        Cell("Noise scale, last", bounded("noise_scale"), "Covariance trace / squared gradient norm, in examples."),
+        Cell(
+            "Adequate batch, last", bounded("adequate_batch"), f"By the norm test with θ = {number(values['theta'])}."
+        ),
         Cell("Growth of the gap, last", both("gap_growth"), told),
     ]
+
+
+_TIMES = {"epoch": "Epochs", "step": "Steps"}
 
 
 def _between(low: Any, high: Any) -> str:
