@@ -169,6 +169,8 @@ class Analyzer(ABC):
     version: ClassVar[int]  # raised when the same inputs would give another answer
     result: ClassVar[type[Result]]
     series: ClassVar[bool] = False  # asks about the checkpoints of a training run, not about one
+    roles: ClassVar[tuple[str, ...]] = ()  # of a pair: the first, the second and, where more are taken, the rest
+    uses_test: ClassVar[bool] = False  # looks at test data too, where there are some
     needs_objective: ClassVar[bool] = True  # else `run` is given None: names and tensors are enough
 
     def __post_init__(self) -> None:
@@ -184,7 +186,8 @@ class Analyzer(ABC):
     def run(self, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick) -> Result:
         """Answer the question; the same inputs, options and seed give the same answer.
 
-        objective: at the first of the checkpoints; `objective.at(other)` is at another.
+        objective: at the first of the checkpoints; `objective.at(other)` is at another, `objective.on_test()` has the
+        test data.
         """
 
 

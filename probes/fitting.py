@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from probes.errors import DataError, ObjectiveError, ProbeError
+from probes.errors import CurvatureError, DataError, ObjectiveError, ProbeError
 from probes.losses import fitting_targets
 from probes.specs import LossName
 from probes.strict import strict
@@ -160,3 +160,23 @@ def _embedding_words(layer: nn.Embedding, found: Tensor, inputs: Tensor) -> str:
 def _first_line(error: Exception) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def not_finite(module: nn.Module, run: Callable[[], Tensor], inputs: Tensor, part: slice) -> ObjectiveError:
+    """Say of which examples the loss is not finite, and which layer is the first with such values."""
+    layer = first_bad_layer(module, run)
+    if not bool(torch.isfinite(inputs).all()):
+        where = "the examples themselves hold values that are not finite"
+    else:
+        where = f"the first layer with such values is {layer}" if layer else "it arises in the loss itself"
+    return ObjectiveError(
+        f"The loss of examples {part.start} to {part.stop - 1} is not finite: {where}. "
+        "Check the checkpoint (diverged?) and the normalisation of the data."
+    )
+
+
+def gradients(share: Tensor, theta: list[Tensor]) -> list[Tensor]:
+    """Differentiate a share of the loss by theta; zeros where it does not depend on a parameter."""
+    if not share.requires_grad:
+        raise CurvatureError("The loss does not depend on any parameter: the model cuts the gradient (detach?).")
+    return list(torch.autograd.grad(share, theta, allow_unused=True, materialize_grads=True))

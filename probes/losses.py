@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,20 +90,26 @@ def tally(loss: LossName, outputs: Tensor, targets: Tensor) -> Tally:
     return Tally(counts, each, right)
 
 
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """Put the tallies of all batches one after another."""
+    right = [each.right for each in tallies if each.right is not None]
+    counts, losses = (torch.cat([getattr(each, name) for each in tallies]) for name in ("counts", "losses"))
+    return Tally(counts, losses, torch.cat(right) if right else None)
+
+
 def evaluation(loss: LossName, tallies: list[Tally], targets: Tensor) -> Evaluation:
     """Turn the tallies of all batches into means with standard errors.
 
     The standard error of the loss comes from the spread over examples (sequences are whole units: their tokens are
     not independent); that of the accuracy is binomial over examples, and from sequences for a language model.
     """
-    counts = torch.cat([each.counts for each in tallies]).double()
-    losses = torch.cat([each.losses for each in tallies])
+    found = joined(tallies)
+    counts, losses = found.counts.double(), found.losses
     mean, stderr = _ratio(losses, counts)
     accuracy: float | None = None
     accuracy_stderr: float | None = None
-    known = [each.right for each in tallies if each.right is not None]
-    if known:
-        accuracy, accuracy_stderr = _ratio(torch.cat(known), counts)
+    if found.right is not None:
+        accuracy, accuracy_stderr = _ratio(found.right, counts)
         if loss == "cross_entropy":
             accuracy_stderr = math.sqrt(accuracy * (1 - accuracy) / len(counts))
     chance, chance_loss = _chance(loss, targets)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from probes import VERSION
-from probes.errors import CurvatureError, ObjectiveError
-from probes.fitting import first_bad_layer, fit
-from probes.losses import REDUCTIONS, Evaluation, Tally, counted, evaluation, tally, total_loss
+from probes.cards import card_of
+from probes.errors import ObjectiveError
+from probes.fitting import fit, gradients, not_finite
+from probes.losses import Evaluation, Tally, counted, evaluation, joined, tally, total_loss
 from probes.memory import device_name, device_named, graph_bytes, is_out_of_memory, spare_bytes
 from probes.own_loss import OwnLoss, own_loss_of
 from probes.specs import LossName, ModelSpec
-from probes.strict import ATTENTION, strict
+from probes.strict import strict
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -29,16 +29,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-MODE = "eval: BatchNorm uses its running statistics, dropout off"
 LARGEST_PART = 512  # examples in an automatic micro-batch
 
 
 class Objective:
     """The mean loss of a model on finite examples, as a function of its parameters.
 
-    theta: leaf tensors in the order of `names` (a tied parameter once); buffers and whole-number parameters are
-    constants. The module is never written to: parameters are passed in. Every example (every predicted token of a
-    language model) weighs the same, whatever the micro-batch.
+    theta: leaf tensors in the order of `names` (a tied parameter once). constants: buffers and whole-number
+    parameters by name. The module is never written to: parameters are passed in. Every example (every predicted token
+    of a language model) weighs the same, whatever the micro-batch.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class Objective:
         self.module = getattr(module, "_orig_mod", module).eval()
         self.batches, self.loss, self.about, self.own = batches, loss, dict(about or {}), own
         self.load: Callable[[Checkpoint], nn.Module] | None = None  # puts another checkpoint into the same model
+        self._test: Objective | None = None
         self.device = device_named(device)
         self.dtype = DTYPES[dtype]
         if own is not None:
@@ -100,8 +100,14 @@ class Objective:
 
     def example_losses(self, tick: Callable[[float, str], None] | None = None) -> NDArray[float64]:
         """Return the loss of each example, summed over its units, (N,); raise ObjectiveError as `evaluate` does."""
-        tallies = self.in_memory(lambda: self._tallies(tick))
-        return torch.cat([each.losses for each in tallies]).cpu().numpy()  # type: ignore[no-any-return]
+        return self.tallied(tick).losses.cpu().numpy()  # type: ignore[no-any-return]
+
+    def tallied(self, tick: Callable[[float, str], None] | None = None, *, finite: bool = True) -> Tally:
+        """Return count, loss and right answers of each example, each (N,).
+
+        finite: raise ObjectiveError, as `evaluate` does, where a loss is not finite; else such losses are given back.
+        """
+        return joined(self.in_memory(lambda: self._tallies(tick, finite=finite)))
 
     def gradient(self, theta: list[Tensor] | None = None) -> Tensor:
         """Return the gradient of the mean loss, flat (P,), at `theta` or at the checkpoint's own parameters."""
@@ -151,6 +157,32 @@ class Objective:
         other._place(self.inputs, self.targets)
         return other
 
+    def moved(self, theta: Sequence[Tensor], buffers: Mapping[str, Tensor] | None = None) -> Objective:
+        """Return the same objective at another theta and, where given, with other buffers (by name); a copy."""
+        other = copy.copy(self)
+        other.theta = [each.detach().requires_grad_() for each in theta]
+        other.constants = {**self.constants, **(buffers or {})}
+        return other
+
+    def with_test(self, batches: Batches) -> Objective:
+        """Return the same objective with test data beside it; raise DataError where they do not fit the model."""
+        other = copy.copy(self)
+        options: dict[str, Any] = {"device": str(self.device), "micro_batch": self.micro_batch, "own": self.own}
+        dtype = str(self.dtype).removeprefix("torch.")
+        other._test = Objective(self.module, batches, self.loss, dtype=dtype, about=self.about, **options)
+        return other
+
+    def on_test(self) -> Objective | None:
+        """Return the objective of the test data at the same theta, or None where there are none."""
+        if self._test is None:
+            return None
+        other = copy.copy(self._test)
+        other.module, other.theta, other.constants, other.about = self.module, self.theta, self.constants, self.about
+        if other.dtype != self.dtype:
+            other.dtype = self.dtype
+            other._hold(other.inputs, other.targets)
+        return other
+
     def converted(self, dtype: str, micro_batch: int = 0) -> Objective:
         """Return the same objective in a dtype, and with a micro-batch unless 0."""
         other = self if DTYPES[dtype] == self.dtype else self.subset(len(self.inputs), dtype)
@@ -160,22 +192,7 @@ class Objective:
 
     def card(self) -> dict[str, Any]:
         """Say of what the numbers are: what must agree before two results are compared."""
-        return {
-            "model": self.about.get("model", type(self.module).__name__),
-            "parameters": self.size,
-            "loss": self.loss,
-            "reduction": REDUCTIONS[self.loss],
-            "examples": len(self.batches),
-            "examples_sha256": self.batches.sha256,
-            "normalisation": {key: self.batches.about.get(key) for key in ("mean", "std")},
-            "mode": MODE,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "attention": ATTENTION,
-            "seed": None,
-            "versions": {"theodolite": VERSION, "torch": torch.__version__, "python": platform.python_version()},
-            "device": device_name(self.device),
-            "checkpoint": self.about.get("checkpoint"),
-        }
+        return card_of(self)
 
     def _place(self, inputs: Tensor, targets: Tensor) -> None:
         parameters = {name: each for name, each in self.module.named_parameters() if each.is_floating_point()}
@@ -184,7 +201,7 @@ class Objective:
         self.names = tuple(parameters)
         self.theta = [self.cast(each).clone().requires_grad_() for each in parameters.values()]
         rest = [pair for pair in self.module.named_parameters() if pair[0] not in parameters]
-        self._constants = {name: self.cast(each) for name, each in [*self.module.named_buffers(), *rest]}
+        self.constants = {name: self.cast(each) for name, each in [*self.module.named_buffers(), *rest]}
         self._hold(inputs, targets)
 
     def _hold(self, inputs: Tensor, targets: Tensor) -> None:
@@ -194,7 +211,7 @@ class Objective:
         self.units = int(counted(self.loss, self.targets).sum())
 
     def _values(self, theta: list[Tensor]) -> dict[str, Tensor]:
-        return {**self._constants, **dict(zip(self.names, theta, strict=True))}
+        return {**self.constants, **dict(zip(self.names, theta, strict=True))}
 
     def _batch(self, part: slice) -> tuple[Tensor, Tensor]:
         return self.inputs[part].to(self.device), self.targets[part].to(self.device)
@@ -232,13 +249,13 @@ class Objective:
         words = f"Out of memory: the micro-batch was halved to {self.micro_batch} (the numbers do not depend on it)."
         self.caveats[:] = [*(each for each in self.caveats if not each.startswith("Out of memory")), words]
 
-    def _tallies(self, tick: Callable[[float, str], None] | None) -> list[Tally]:
+    def _tallies(self, tick: Callable[[float, str], None] | None, *, finite: bool = True) -> list[Tally]:
         tallies: list[Tally] = []
         for part in self.parts():
             with torch.no_grad(), strict(self.module):
                 each = self._tally(part)
-            if not bool(torch.isfinite(each.losses).all()):
-                raise self._not_finite(part)
+            if finite and not bool(torch.isfinite(each.losses).all()):
+                raise not_finite(self.module, partial(self.part_loss, self.theta, part), self.inputs[part], part)
             tallies.append(each)
             if tick is not None:
                 tick(part.stop / len(self.inputs), "loss and accuracy")
@@ -254,19 +271,8 @@ class Objective:
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         with strict(self.module):
             for part in self.parts():
-                total += self.flat(_gradients(self.part_loss(theta, part), theta))
+                total += self.flat(gradients(self.part_loss(theta, part), theta))
         return total
-
-    def _not_finite(self, part: slice) -> ObjectiveError:
-        layer = first_bad_layer(self.module, lambda: self.part_loss(self.theta, part))
-        if not bool(torch.isfinite(self.inputs[part]).all()):
-            where = "the examples themselves hold values that are not finite"
-        else:
-            where = f"the first layer with such values is {layer}" if layer else "it arises in the loss itself"
-        return ObjectiveError(
-            f"The loss of examples {part.start} to {part.stop - 1} is not finite: {where}. "
-            "Check the checkpoint (diverged?) and the normalisation of the data."
-        )
 
 
 def build_objective(
@@ -291,9 +297,3 @@ def build_objective(
     objective = Objective(load_model(spec, checkpoint), batches, loss, about=about, own=own, **options)
     objective.load = lambda other: load_model(spec, other)
     return objective
-
-
-def _gradients(share: Tensor, theta: list[Tensor]) -> list[Tensor]:
-    if not share.requires_grad:
-        raise CurvatureError("The loss does not depend on any parameter: the model cuts the gradient (detach?).")
-    return list(torch.autograd.grad(share, theta, allow_unused=True, materialize_grads=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 ModelSource = Literal["catalogue", "text", "hugging_face", "library", "operator", "trusted"]
@@ -89,6 +89,17 @@ class DataSpec:
         """Undo `to_json`; what an older one lacks is empty."""
         tuples = {name: tuple(value.get(name) or ()) for name in ("files", "mean", "std", "classes")}
         return cls(**{**value, **tuples})
+
+
+def as_test(data: DataSpec, files: tuple[str, ...], split: str = "", examples: int = 0) -> DataSpec:
+    """Say which test data to read, scaled, labelled and cut into tokens as the data are; in the order of the file.
+
+    split: "" takes the one called test where the files are those of the data, else whatever there is.
+    """
+    split = split or ("test" if files == data.files else "")
+    format = data.format if data.format == "operator" or files == data.files else "auto"
+    format = data.format if data.format in ("tokens16", "tokens32") else format
+    return replace(data, files=files, format=format, split=split, examples=examples, shuffle=None)
 
 
 def canonical_json(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from probes.specs import DataSpec, LossName, ModelSpec
+from probes.specs import DataSpec, LossName, ModelSpec, as_test
 from ui.state import store
 
 _one_writer = threading.Lock()
@@ -27,6 +27,7 @@ class Bench:
     files: tuple[str, ...] = ()  # chosen in the data step, not yet in use
     times: Mapping[str, float] = field(default_factory=dict)  # typed: checkpoint -> epoch or step
     unit: str = "epoch"  # of the typed times, or "step"
+    test: DataSpec | None = None  # test data, for analyses that look at them too
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON values."""
@@ -34,7 +35,8 @@ class Bench:
         data = self.data.to_json() if self.data else None
         lists = {"checkpoints": list(self.checkpoints), "files": list(self.files)}
         times = {"times": dict(self.times), "unit": self.unit}
-        return {**lists, **times, "model": model, "data": data, "loss": self.loss}
+        test = {"test": self.test.to_json()} if self.test else {}
+        return {**lists, **times, "model": model, "data": data, "loss": self.loss, **test}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Bench:
@@ -45,6 +47,7 @@ class Bench:
             model=ModelSpec.from_json(value["model"]) if value.get("model") else None,
             data=data,
             loss=value.get("loss"),
+            test=DataSpec.from_json(value["test"]) if value.get("test") else None,
             files=tuple(value.get("files") or (data.files if data else ())),
             times=dict(value.get("times") or {}),
             unit=value.get("unit") or "epoch",
@@ -70,10 +73,12 @@ def put(id: str, **values: Any) -> None:
 
 
 def take_upload(subject: str, sha256: str) -> None:
-    """Lay a file that has just arrived where its uploader stands: with the checkpoints, or with the data."""
+    """Lay a file that has just arrived where its uploader stands: with the checkpoints, the data, or the test data."""
     kind, _, id = subject.partition("/")
 
     def laid(bench: Bench) -> Bench:
+        if kind == "test" and bench.data:
+            return replace(bench, test=as_test(bench.data, (*(bench.test.files if bench.test else ()), sha256)))
         if kind == "data":
             return replace(bench, files=_with(bench.files, sha256))
         return replace(bench, checkpoints=_with(bench.checkpoints, sha256)) if kind == "checkpoint" else bench

@@ -40,6 +40,9 @@ def _finished(id: str, found: dict[str, Any]) -> None:
     if len(run) > 1:
         words = f"Load a whole training run ({len(run)} checkpoints)"
         row.button(words, on_click=_load, args=(id, found, run))
+    lasts = list({each.get("run", 0): each for each in found["checkpoints"]}.values())
+    if len(lasts) > 1:
+        row.button("Load the ends of both runs", on_click=_load, args=(id, found, lasts))
     job = jobs().status(found["run"]) if found.get("run") else None
     if job and job.state == "done":
         name = str(job.payload["analyzer"])
@@ -61,4 +64,5 @@ def _load(id: str, found: dict[str, Any], checkpoints: list[dict[str, Any]]) -> 
         data=DataSpec.from_json(found["data"]),
         files=tuple(found["data"]["files"]),
         loss=found["loss"],
+        test=DataSpec.from_json(found["test_data"]) if found.get("test_data") else None,
     )

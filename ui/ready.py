@@ -29,6 +29,7 @@ class Ready(Laid):
     model: ModelSpec
     data: DataSpec
     loss: LossName
+    test: DataSpec | None = None
 
     def gate(self, sha256: str) -> JobSpec:
         """Ask for the gate's verdict on one of the checkpoints."""
@@ -58,7 +59,7 @@ def ready(bench: Bench) -> Ready | str:
         return "The model does not fit the checkpoint yet: every name and shape must match."
     if bench.data is None:
         return "No data has been chosen yet."
-    return Ready(there.checkpoints, model, bench.data, bench.loss or usual_loss(bench))
+    return Ready(there.checkpoints, model, bench.data, bench.loss or usual_loss(bench), bench.test)
 
 
 def alike(bench: Bench, first: Found) -> tuple[str, ...]:

@@ -10,15 +10,15 @@ import streamlit as st
 
 from analyzers._base import Analyzer, Result
 from ui import bench as benches
-from ui import timeline
+from ui import pairs, timeline
 from ui.bench import Bench
 from ui.forms import options_form
-from ui.progress import STATES, ask, ended, watch
+from ui.pairs import judged
+from ui.progress import STATES, ended, watch
 from ui.questions import name_of
 from ui.ready import Laid, Ready, laid, ready
 from ui.shell import WORKBENCH
 from ui.state import jobs, key_for, result_of
-from ui.step_gate import sentence
 from ui.text import as_list, as_text, duration, moment
 from workspace.jobs import Job, JobSpec
 from workspace.requests import analysis
@@ -105,7 +105,13 @@ def _form(analyzer: type[Analyzer], bench_id: str, job: Job | None) -> None:
         st.page_link(WORKBENCH, label="To the workbench", icon=":material/build:", query_params={"bench": bench_id})
         return
     place = f"{analyzer.name}-{job.id[:8] if job else 'new'}"
-    chosen, fixed = (_series if analyzer.series else _one)(bench, what, place)
+    fixed: dict[str, Any] = {}
+    if analyzer.roles:
+        chosen = pairs.choose(analyzer.roles, bench, what, place)
+    else:
+        chosen, fixed = (_series if analyzer.series else _one)(bench, what, place)
+    if analyzer.uses_test and isinstance(what, Ready):
+        st.caption(as_text(pairs.test_words(what)))
     values = options_form(analyzer, dict(job.payload["options"]) if job else {}, place, tuple(fixed))
     key = f"run-{analyzer.name}"
     if st.button("Run", type="primary", icon=":material/play_arrow:", key=key, disabled=not chosen):
@@ -117,7 +123,7 @@ def _one(_bench: Bench, what: Laid, place: str) -> tuple[tuple[str, ...], dict[s
     left, right = st.columns([2, 3], vertical_alignment="bottom")
     checkpoint = left.selectbox("Checkpoint", what.checkpoints, format_func=name_of, key=f"{place}-checkpoint")
     with right:
-        _judged(what, checkpoint)
+        judged(what, checkpoint)
     return (checkpoint,), {}
 
 
@@ -140,14 +146,8 @@ def _series(bench: Bench, what: Laid, place: str) -> tuple[tuple[str, ...], dict
     st.caption(as_text(kept.sentence))
     if kept.doubts:
         st.warning(as_list(kept.doubts))
-    _judged(what, kept.checkpoints[-1])
+    judged(what, kept.checkpoints[-1])
     return kept.checkpoints, {"times": kept.typed}
-
-
-def _judged(what: Laid, checkpoint: str) -> None:
-    """Say the gate's verdict, where there is a model to judge."""
-    if isinstance(what, Ready) and (verdict := ask(what.gate(checkpoint), "gate")):
-        sentence(verdict)
 
 
 def _start(analyzer: type[Analyzer], what: Laid, checkpoints: tuple[str, ...], values: dict[str, Any]) -> None:
@@ -165,8 +165,10 @@ def question(asked: Analyzer, what: Laid, checkpoints: Sequence[str]) -> JobSpec
     """Ask an analyzer about checkpoints of the bench."""
     names = [name_of(each) for each in checkpoints]
     about = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)} checkpoints)"
-    model, data, loss = (what.model, what.data, what.loss) if isinstance(what, Ready) else (None, None, None)
-    return analysis(asked, checkpoints, model, data, loss, f"{asked.title}: {about}")
+    title = f"{asked.title}: {about}"
+    if not isinstance(what, Ready):
+        return analysis(asked, checkpoints, None, None, None, title)
+    return analysis(asked, checkpoints, what.model, what.data, what.loss, title, what.test)
 
 
 def _go(analyzer: type[Analyzer], id: str | None) -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 from probes.operator_models import listed
 from probes.specs import DataFormat, DataSpec
 from ui import bench as benches
-from ui import data_look
+from ui import data_look, step_test
 from ui.bench import Bench
 from ui.files import choose, from_server, looks_like_data
 from ui.progress import ask
@@ -51,7 +51,9 @@ def draw(id: str, bench: Bench) -> dict[str, Any] | None:
         if not bench.files:
             return None
         _form(id, bench)
-        return _shown(id, bench)
+        found = _shown(id, bench)
+        step_test.draw(id, bench)
+        return found
 
 
 def _pick(id: str, added: list[str], removed: list[str]) -> None:

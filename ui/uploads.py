@@ -11,6 +11,7 @@ from ui.state import uploads
 from ui.text import size
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+LABELS = {"checkpoint": "checkpoint", "data": "data", "test": "test data"}
 
 _uploader = st.components.v2.component(
     "theodolite_uploader",
@@ -20,7 +21,7 @@ _uploader = st.components.v2.component(
 )
 
 
-def uploader(kind: Literal["checkpoint", "data"], bench_id: str, hint: str) -> None:
+def uploader(kind: Literal["checkpoint", "data", "test"], bench_id: str, hint: str) -> None:
     """Draw the uploader; a file that has arrived is laid on the bench by the server (`ui.bench.take_upload`)."""
     key = f"upload-{kind}-{bench_id}"
     about = {
@@ -28,6 +29,6 @@ def uploader(kind: Literal["checkpoint", "data"], bench_id: str, hint: str) -> N
         "token": uploads().token(f"{kind}/{bench_id}"),
         "base": str(st.get_option("server.baseUrlPath") or "").rstrip("/"),
         "hint": f"{hint} At most {size(uploads().limits.file)} each.",
-        "label": f"Upload {kind} files",
+        "label": f"Upload {LABELS[kind]} files",
     }
     _uploader(key=key, data=about, on_finished_change=lambda: None)

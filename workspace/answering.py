@@ -23,21 +23,23 @@ def answered(
     """Run an analyzer; its result carries the doubts of the gate. said: is told the gate's verdict before it runs.
 
     objective_at: makes the objective at a checkpoint; not asked where the analyzer needs none. The gate judges the
-    last checkpoint of a training run, and the only one otherwise. Raises ProbeError.
+    last checkpoint of a training run, both of a pair, and the only one otherwise. Raises ProbeError.
     """
     if not analyzer.needs_objective:
         nothing: Any = None
         return analyzer.run(nothing, checkpoints, tick)
     objective = objective_at(checkpoints[0])
-    last = _last(analyzer, checkpoints)
-    judged = objective if last is checkpoints[0] else objective.at(last)
-    gate = judge(judged.evaluate(lambda share, doing: tick(0.05 * share, doing)), last, objective.batches)
-    said(gate)
+    doubts: list[str] = []
+    for each in _judged(analyzer, checkpoints):
+        at = objective if each is checkpoints[0] else objective.at(each)
+        gate = judge(at.evaluate(lambda share, doing: tick(0.05 * share, doing)), each, objective.batches)
+        said(gate)
+        doubts += gate.caveats
     result = analyzer.run(objective, checkpoints, tick)
-    return replace(result, caveats=(*result.caveats, *gate.caveats))
+    return replace(result, caveats=tuple(dict.fromkeys((*result.caveats, *doubts))))
 
 
-def _last(analyzer: Analyzer, checkpoints: tuple[Checkpoint, ...]) -> Checkpoint:
-    if not analyzer.series:
-        return checkpoints[0]
-    return checkpoints[series(checkpoints, getattr(analyzer, "times", "")).order[-1]]
+def _judged(analyzer: Analyzer, checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
+    if analyzer.series:
+        return (checkpoints[series(checkpoints, getattr(analyzer, "times", "")).order[-1]],)
+    return checkpoints[:2] if analyzer.roles else checkpoints[:1]

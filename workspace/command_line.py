@@ -104,6 +104,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     add("--model", default="", help="a name (resnet20, small_gpt:heads=2), a text (Sequential(...) or a file with "
         "print(model)) or a Hugging Face folder; recognised when left out")  # fmt: skip
     add("--data", action="append", default=[], metavar="D", help="a file or folder; an IDX pair is two of them")
+    add("--test-data", action="append", default=[], metavar="D", help="test data, read as the data are")
+    add("--test-split", default="", help="of test data that come in several parts (default: the test one)")
+    add("--test-examples", type=int, default=0, metavar="N", help="the first N of the test data (default: all)")
     add("--loss", choices=(*LOSSES, "operator"), help="chosen by the targets when left out")
     add("--examples", type=int, default=0, metavar="N", help="the first N (default: all)")
     add("--shuffle", type=int, metavar="SEED", help="in an order by seed, not that of the file")

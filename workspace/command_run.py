@@ -17,7 +17,7 @@ from probes.checkpoint import Checkpoint
 from probes.data import Batches, read_batches
 from probes.errors import DataError, ObjectiveError, ProbeError
 from probes.objective import Objective, build_objective
-from probes.specs import LOSS_TITLES, DataSpec, LossName, ModelSpec
+from probes.specs import LOSS_TITLES, DataSpec, LossName, ModelSpec, as_test
 from workspace.answering import answered
 from workspace.command_copies import Copies
 from workspace.command_model import model_of
@@ -54,8 +54,11 @@ def _analysed(chosen: argparse.Namespace, analyzer: Analyzer, copies: Copies, sa
         batches = _batches(chosen, model, first, say)
         loss = chosen.loss or loss_of(batches)
         say(f"Loss: {LOSS_TITLES[loss]}{'' if chosen.loss else ' (by the targets)'}.")
-        return _objective(chosen, analyzer, model, first, batches, loss)
+        objective = _objective(chosen, analyzer, model, first, batches, loss)
+        return objective.with_test(_test_batches(chosen, model, first, say)) if chosen.test_data else objective
 
+    if chosen.test_data and not analyzer.uses_test:
+        raise DataError(f"{analyzer.title} looks at no test data. Leave --test-data away.")
     if analyzer.needs_objective and not chosen.data:
         raise DataError(f"{analyzer.title} needs data. Name a file or folder with --data.")
     with Progress() as progress:
@@ -182,7 +185,16 @@ def duration(seconds: float) -> str:
 
 
 def _batches(chosen: argparse.Namespace, model: ModelSpec, checkpoint: Checkpoint, say: Say) -> Batches:
-    data = DataSpec(
+    return _read(_data(chosen), model, checkpoint, say, "Data")
+
+
+def _test_batches(chosen: argparse.Namespace, model: ModelSpec, checkpoint: Checkpoint, say: Say) -> Batches:
+    spec = as_test(_data(chosen), tuple(chosen.test_data), chosen.test_split, chosen.test_examples)
+    return _read(spec, model, checkpoint, say, "Test data")
+
+
+def _data(chosen: argparse.Namespace) -> DataSpec:
+    return DataSpec(
         files=tuple(chosen.data),
         format="operator" if naming.is_module(chosen.data) else chosen.format,
         mean=_numbers("--mean", chosen.mean),
@@ -195,11 +207,14 @@ def _batches(chosen: argparse.Namespace, model: ModelSpec, checkpoint: Checkpoin
         split=chosen.split,
         classes=tuple(chosen.classes),
     )
+
+
+def _read(data: DataSpec, model: ModelSpec, checkpoint: Checkpoint, say: Say, what: str) -> Batches:
     own = own_of(model, checkpoint)
     batches = read_batches(data, {}, own.context, own.tokenizer, own.vocabulary, own.classes)
     total = batches.about["of"]
-    order = "" if chosen.shuffle is None else f", in the order of seed {chosen.shuffle}"
-    say(f"Data: {len(batches):,} of {total:,} examples of {', '.join(batches.about['source'])}{order}.")
+    order = "" if data.shuffle is None else f", in the order of seed {data.shuffle}"
+    say(f"{what}: {len(batches):,} of {total:,} examples of {', '.join(batches.about['source'])}{order}.")
     return batches
 
 

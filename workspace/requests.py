@@ -29,10 +29,11 @@ def analysis(
     data: DataSpec | None,
     loss: LossName | None,
     title: str,
+    test: DataSpec | None = None,
 ) -> JobSpec:
     """Ask an analyzer about checkpoints, by their references; files in `model` and `data` go by their sha256.
 
-    Model, data and loss are left out where the analyzer needs none.
+    Model, data and loss are left out where the analyzer needs none, test data where it looks at none.
     """
     payload: dict[str, Any] = {
         "analyzer": analyzer.name,
@@ -44,6 +45,8 @@ def analysis(
         if model is None or data is None or loss is None:
             raise ValueError(f"{analyzer.name} needs model, data and loss")
         payload |= {"model": model.to_json(), "data": data.to_json(), "loss": loss}
+        if test is not None and analyzer.uses_test:
+            payload["test"] = test.to_json()
     return JobSpec("analysis", payload, title)
 
 

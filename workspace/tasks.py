@@ -19,7 +19,7 @@ from analyzers._base import Tick, write_atomically
 from probes.admitted import read_provenance
 from probes.checkpoint import Checkpoint
 from probes.cross_check import cross_check
-from probes.data import preview, read_batches
+from probes.data import Batches, preview, read_batches
 from probes.errors import DataError, ModelError
 from probes.gate import judge
 from probes.models import compare, recognise, title_of
@@ -159,8 +159,8 @@ def _model(payload: Payload, store: Store) -> ModelSpec:
     return replace(spec, folder=str(admission.admit(store, spec.folder)))
 
 
-def _data(payload: Payload, store: Store) -> tuple[DataSpec, dict[str, str]]:
-    spec = DataSpec.from_json(payload["data"])
+def _data(payload: Payload, store: Store, which: str = "data") -> tuple[DataSpec, dict[str, str]]:
+    spec = DataSpec.from_json(payload[which])
     if spec.format == "operator":  # the name of a module, no file
         return spec, {}
     if not _is_sha256(spec.tokenizer) and spec.tokenizer not in TOKENIZERS:
@@ -173,11 +173,14 @@ def _data(payload: Payload, store: Store) -> tuple[DataSpec, dict[str, str]]:
 
 def _objective(payload: Payload, checkpoint: Checkpoint, store: Store) -> Objective:
     model = _model(payload, store)
-    spec, names = _data(payload, store)
     own = own_of(model, checkpoint)
-    batches = read_batches(spec, names, own.context, own.tokenizer, own.vocabulary, own.classes)
+
+    def batches(which: str) -> Batches:
+        return read_batches(*_data(payload, store, which), own.context, own.tokenizer, own.vocabulary, own.classes)
+
     dtype = payload.get("options", {}).get("dtype", "float32")
-    return build_objective(model, checkpoint, batches, payload["loss"], dtype=dtype)
+    objective = build_objective(model, checkpoint, batches("data"), payload["loss"], dtype=dtype)
+    return objective.with_test(batches("test")) if "test" in payload else objective
 
 
 def _name(sha256: str, store: Store) -> str:
