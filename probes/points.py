@@ -60,6 +60,17 @@ def distance(one: Point, other: Point) -> float:
     return math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in pairs))
 
 
+def tensors_of(objective: Objective, point: Point) -> dict[str, Tensor]:
+    """Return parameters and floating-point buffers by name; nothing is copied."""
+    return {**dict(zip(objective.names, point.theta, strict=True)), **point.buffers}
+
+
+def point_from(objective: Objective, tensors: Mapping[str, Tensor]) -> Point:
+    """Undo `tensors_of`."""
+    theta = tuple(tensors[name] for name in objective.names)
+    return Point(theta, {name: each for name, each in tensors.items() if name not in set(objective.names)})
+
+
 def _check(one: Point, other: Point) -> None:
     shapes = ([each.shape for each in point.theta] for point in (one, other))
     if next(shapes) != next(shapes) or one.buffers.keys() != other.buffers.keys():
