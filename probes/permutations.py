@@ -101,7 +101,7 @@ def permuted(tensors: Mapping[str, Tensor], spec: PermutationSpec, found: Found)
 
 
 def composed(spec: PermutationSpec, first: Found, then: Found) -> dict[str, Indices]:
-    """Return the permutations that do `first`, then `then`: where an outer one moves a slot, its inner ones go along."""
+    """Return what does `first`, then `then`: where an outer permutation moves a slot, its inner ones go along."""
     origin = _origins(spec, then)
     return {each.name: first[origin[each.name]][then[each.name]] for each in spec}
 

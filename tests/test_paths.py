@@ -51,8 +51,8 @@ def test_readings_are_the_losses_of_the_mixed_networks() -> None:
     line = [between(point_of(one), point_of(two), alpha) for alpha in (0.0, 0.5, 1.0)]
     found = readings(one, line, 3, lambda _share, _doing: None)
     module = copy.deepcopy(one.module)
-    module.load_state_dict({k: (a + b) / 2 if a.is_floating_point() else a for (k, a), b in
-                            zip(one.module.state_dict().items(), two.module.state_dict().values(), strict=True)})  # fmt: skip
+    pairs = zip(one.module.state_dict().items(), two.module.state_dict().values(), strict=True)
+    module.load_state_dict({k: (a + b) / 2 if a.is_floating_point() else a for (k, a), b in pairs})
     with torch.no_grad():
         logits = module(one.inputs)
     np.testing.assert_allclose(found.losses[1], cross_entropy(logits, one.targets, reduction="none"), rtol=1e-12)
