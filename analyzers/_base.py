@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from probes.checkpoint import Checkpoint
     from probes.objective import Objective
+    from probes.points import Point
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -96,6 +97,9 @@ class Tick(Protocol):
     def load(self, key: str) -> Arrays | None:
         """Return what `save` kept under this key in an earlier attempt of the same run, or None."""
 
+    def show(self, result: Result) -> None:
+        """Let people look at what is known so far; the result that `run` returns takes its place."""
+
 
 class Quiet:
     """A tick that reports nothing and keeps nothing."""
@@ -109,6 +113,9 @@ class Quiet:
     def load(self, key: str) -> Arrays | None:  # noqa: ARG002
         """Return None: nothing was kept."""
         return None
+
+    def show(self, result: Result) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,22 @@ class Analyzer(ABC):
         objective: at the first of the checkpoints; `objective.at(other)` is at another, `objective.on_test()` has the
         test data.
         """
+
+    @classmethod
+    def merges(cls, result: Result) -> Mapping[str, str]:  # noqa: ARG003
+        """Name the checkpoints that can be made of a result: a key -> what it is, in words."""
+        return {}
+
+    def merged(
+        self,
+        objective: Objective,  # noqa: ARG002
+        checkpoints: tuple[Checkpoint, ...],  # noqa: ARG002
+        result: Result,  # noqa: ARG002
+        which: str,
+        tick: Tick,  # noqa: ARG002
+    ) -> Point:
+        """Make one of `merges`: weights and running statistics; raise ProbeError where it cannot be made."""
+        raise ValueError(f"{self.name} makes no checkpoint {which!r}")
 
 
 def differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analyzers import catalogue
 from workspace import tick as module
-from workspace.tick import FileTick
+from workspace.tick import FileTick, partial_folder
 
 
 def _progress(folder: Path) -> dict:
@@ -111,3 +112,20 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 def test_a_key_is_no_path(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="no key"):
         FileTick(tmp_path).save(key, {})
+
+
+def test_a_result_so_far_is_whole_and_goes_when_the_attempt_ends(tmp_path: Path) -> None:
+    analyzer = catalogue()["layer_rotation"]
+    results = [analyzer.result("layer_rotation", {}, {"number": each}, {"x": np.arange(each)}) for each in range(4)]
+    assert partial_folder(tmp_path) is None
+    with FileTick(tmp_path) as tick:
+        for each in results:
+            tick.show(each)
+            folder = partial_folder(tmp_path)
+            assert folder is not None
+            seen = analyzer.result.read(folder)
+            assert seen.values == each.values
+            np.testing.assert_array_equal(seen.arrays["x"], each.arrays["x"])
+        assert len(list((tmp_path / "partial").iterdir())) == 2
+    assert partial_folder(tmp_path) is None
+    assert not (tmp_path / "result.json").exists()

@@ -10,7 +10,7 @@ import streamlit as st
 
 from analyzers._base import Analyzer, Result
 from ui import bench as benches
-from ui import pairs, timeline
+from ui import pairs, panels, timeline
 from ui.bench import Bench
 from ui.forms import options_form
 from ui.pairs import judged
@@ -18,12 +18,14 @@ from ui.progress import STATES, ended, watch
 from ui.questions import name_of
 from ui.ready import Laid, Ready, laid, ready
 from ui.shell import WORKBENCH
-from ui.state import jobs, key_for, result_of
+from ui.state import jobs, key_for, partial_of, result_of
 from ui.text import as_list, as_text, duration, moment
+from workspace.export import PLOT_CONFIG
 from workspace.jobs import Job, JobSpec
 from workspace.requests import analysis
 
 HISTORY = 300
+SO_FAR_SECONDS = 2.0
 
 
 def current_id(analyzer: type[Analyzer]) -> str | None:
@@ -61,7 +63,21 @@ def follow(job: Job, analyzer: type[Analyzer]) -> Result | None:
                 st.caption("This page may be closed: the run goes on, and this link shows it.")
             else:
                 ended(job, "run")
+        if job.is_open:
+            _so_far(job, analyzer)
     return result
+
+
+@st.fragment(run_every=SO_FAR_SECONDS)
+def _so_far(job: Job, analyzer: type[Analyzer]) -> None:
+    """Draw what a run under way has found so far."""
+    result = partial_of(job.id, analyzer.name)
+    if result is None:
+        return
+    st.caption("So far; the run goes on and refines this.")
+    for name, figure in result.figures().items():
+        height = int(figure.layout.height or panels.HEIGHT)
+        st.plotly_chart(figure, theme=None, height=height, config=PLOT_CONFIG, key=f"so-far-{name}", alt=name)
 
 
 def history(analyzer: type[Analyzer]) -> list[Job]:

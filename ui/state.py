@@ -15,6 +15,7 @@ from analyzers._base import Result
 from probes.specs import fingerprint
 from workspace.jobs import Jobs, JobSpec
 from workspace.store import DEFAULT_FOLDER, ENVIRONMENT, Store, open_store
+from workspace.tick import partial_folder
 from workspace.uploads import Uploads
 
 
@@ -53,6 +54,15 @@ def result_of(id: str, analyzer: str) -> Result | None:
     try:
         return _result(str(folder), analyzer, (folder / "result.json").stat().st_mtime_ns)
     except FileNotFoundError:
+        return None
+
+
+def partial_of(id: str, analyzer: str) -> Result | None:
+    """Return the result so far of an analysis under way, or None."""
+    folder = partial_folder(store().folder(id))
+    try:
+        return catalogue()[analyzer].result.read(folder) if folder else None
+    except FileNotFoundError:  # a newer one has taken its place
         return None
 
 

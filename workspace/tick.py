@@ -1,4 +1,4 @@
-"""How a running task reports and keeps its own checkpoints: two kinds of files in its run's folder."""
+"""How a running task reports, keeps its own checkpoints and shows results so far: files in its run's folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from analyzers._base import Arrays
+from analyzers._base import Arrays, Result
 
 SECONDS_BETWEEN = 0.25  # at least, between two writes of progress.json
 SHARE_TO_JUDGE_BY = 0.02  # of the work, before its rate says anything about the time left
@@ -34,6 +35,7 @@ class FileTick:
         self._left: float | None = None
         self._first: tuple[float, float] | None = None  # when the first report came, and its share
         self._changed = False
+        self._shown = 0
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="progress", daemon=True)
@@ -70,7 +72,17 @@ class FileTick:
             print(f"{path.name} is damaged and left aside ({error}); this part begins anew", file=sys.stderr)
             return None
 
+    def show(self, result: Result) -> None:
+        """Save a result so far into partial/<number>, whole before it is there; older ones but one go."""
+        self._shown += 1
+        place = self._folder / "partial" / f"{self._shown:06d}"
+        shutil.rmtree(place, ignore_errors=True)
+        result.save(place)
+        for old in sorted(place.parent.iterdir())[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+
     def __enter__(self) -> FileTick:
+        shutil.rmtree(self._folder / "partial", ignore_errors=True)  # of an earlier attempt
         self._thread.start()
         return self
 
@@ -79,6 +91,7 @@ class FileTick:
     ) -> None:
         self._over.set()
         self._thread.join()
+        shutil.rmtree(self._folder / "partial", ignore_errors=True)
 
     def _by_rate(self, now: float) -> float | None:
         since, share = self._first or (now, self._share)
@@ -112,3 +125,9 @@ def _replace(path: Path, value: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value))
     temporary.replace(path)  # whole for every reader; not synced, since a report need not outlive the machine
+
+
+def partial_folder(folder: Path) -> Path | None:
+    """Return where the newest result so far of a run lies, or None."""
+    found = sorted((folder / "partial").glob("*/result.json"))
+    return found[-1].parent if found else None
