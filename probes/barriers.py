@@ -17,11 +17,6 @@ from probes.paths import Floats, Readings, interval, resampled
 
 POINTS = 25
 _SAME = 1e-9  # of lambda
-DEFINITIONS = {
-    "git_rebasin": "the highest point of the path above the mean of the two ends (Git Re-Basin)",
-    "entezari": "the largest rise above the straight line between the two ends (Entezari et al., Frankle et al.)",
-    "midpoint": "the midpoint above the mean of the two ends",
-}
 Rise = Callable[[Floats, Floats], tuple[Floats, NDArray[np.int64]]]
 
 
