@@ -1,7 +1,7 @@
 """Curves through weight space between two solutions: Bezier curves and polygonal chains with any number of bends.
 
-A curve is phi(t) = sum_j c_j(t) w_j over its nodes w_0 ... w_(n-1): one end, the bends, the other end. Lengths, distances
-and places in the plane follow from the products of the nodes' differences, so that no point has to be made for them.
+A curve is phi(t) = sum_j c_j(t) w_j over its nodes w_0 ... w_(n-1): one end, the bends, the other end. Lengths and
+places in the plane follow from the products of the nodes' differences, so that no point has to be made for them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def coefficients(kind: Kind, nodes: int, t: float) -> Floats:
     """Return c_j(t) of each of n nodes, (n,); they are not negative and add up to 1.
 
     Bezier: C(n-1, j) t^j (1-t)^(n-1-j). Polygonal chain: max(0, 1 - |t (n-1) - j|). t in [0, 1], else ValueError.
-    Source: Garipov, Izmailov, Podoprikhin, Vetrov, Wilson (2018), "Loss Surfaces, Mode Connectivity, and Fast Ensembling
-    of DNNs".
+    Source: Garipov, Izmailov, Podoprikhin, Vetrov, Wilson (2018), "Loss Surfaces, Mode Connectivity, and Fast
+    Ensembling of DNNs".
     """
     if not 0 <= t <= 1:
         raise ValueError(f"t is {t}; a curve runs from 0 to 1")
