@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from probes.batch_statistics import renewed
 from probes.errors import ModelError
-from probes.layer_moments import Layer, Layout, Moments, Pool, removed_after, layout, moments_at, run
+from probes.layer_moments import Layer, Layout, Moments, Pool, layout, moments_at, removed_after, run
 from probes.memory import spare_bytes
 from probes.objective import Objective
 from probes.points import Point, between, point_from, tensors_of
@@ -53,9 +53,9 @@ def repaired(
     those to correct; None is every linear and convolutional layer, queries and keys among them, but the last and those
     whose output BatchNorm takes. BatchNorm has its statistics measured anew instead.
 
-    A layer is measured in the merged network whose earlier layers are corrected already. All examples pass at once where
-    the memory allows it, each layer being corrected on the way; else there is a pass for each layer. Either way the
-    moments are those of all examples. Raises ModelError (no such layer), ObjectiveError (memory).
+    A layer is measured in the merged network whose earlier layers are corrected already. All examples pass at once
+    where the memory allows it, each layer being corrected on the way; else there is a pass for each layer. Either way
+    the moments are those of all examples. Raises ModelError (no such layer), ObjectiveError (memory).
     """
     source = statistics or objective
     middle, plan = between(point_a, point_b, alpha), layout(source)
