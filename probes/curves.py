@@ -15,7 +15,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from probes.points import Point, between, combined
 
@@ -103,29 +102,15 @@ def widest_bend(curve: Curve) -> int:
 
 
 def plane_points(curve: Curve) -> tuple[Point, Point, Point]:
-    """Return the points that span the curve's plane: first end (the origin), second end (on the axis), widest bend."""
+    """Return the points that span the curve's plane, for `probes.planes.through`: the two ends, and the widest bend."""
     return (*curve.ends, curve.bends[widest_bend(curve)])
-
-
-def plane_directions(curve: Curve) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the plane's axes, of length 1 and at a right angle: u along w_2 - w_0, v the rest of w_1 - w_0.
-
-    w_1 is the widest bend. v is zero where all bends lie on the straight line, u where the ends are the same.
-    """
-    origin, end, bend = plane_points(curve)
-    along = [b - a for a, b in zip(origin.theta, end.theta, strict=True)]
-    aside = [b - a for a, b in zip(origin.theta, bend.theta, strict=True)]
-    u = _unit(along, 0.0)
-    share = sum(float((a.double() * b.double()).sum()) for a, b in zip(u, aside, strict=True))
-    rest = [b - share * a for a, b in zip(u, aside, strict=True)]
-    return u, _unit(rest, 1e-6 * _norm(aside))
 
 
 def plane_coordinates(curve: Curve, t: Sequence[float] | Floats) -> tuple[Floats, Floats]:
     """Return where the curve runs in its plane, (K, 2), and how far outside of it, (K,), all in distance.
 
-    The first axis is along the ends, the first of which is the origin; see `plane_directions`. A curve of one bend
-    stays in its plane.
+    The first end is the origin, the second lies on the first axis, the widest bend above it. A curve of one bend stays
+    in its plane. Where all bends lie on the straight line there is no second axis, and its coordinate is 0.
     """
     gram, weights = curve.products, curve.coefficients(t)
     bend = 1 + widest_bend(curve)
@@ -143,13 +128,3 @@ def _heights(gram: Floats) -> Floats:
     squares, width = gram.diagonal(), gram[-1, -1]
     over = squares - (np.square(gram[:, -1]) / width if width else 0.0)
     return np.sqrt(np.where(over > 1e-12 * squares.max(), over, 0.0))  # type: ignore[no-any-return]
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(each.double().square().sum()) for each in tensors))
-
-
-def _unit(tensors: Sequence[Tensor], least: float) -> tuple[Tensor, ...]:
-    """Bring a direction to length 1; one that is not longer than `least` is nothing but rounding, and made zero."""
-    length = _norm(tensors)
-    return tuple(each / length if length > least else torch.zeros_like(each) for each in tensors)
