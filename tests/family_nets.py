@@ -168,6 +168,10 @@ _NEOX = {**{key: each for key, each in _ENCODER.items() if "label" not in key}, 
          "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}  # fmt: skip
 _PHI = {**_DECODER, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}  # fmt: skip
+_NEO = {"vocab_size": _VOCABULARY, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "max_position_embeddings": 16,
+        "attention_types": [[["global", "local"], 1]]}  # fmt: skip
+_GPTJ = {"vocab_size": _VOCABULARY, "n_embd": 24, "n_layer": 2, "n_head": 3, "rotary_dim": 4}
+_MODERN = {key: each for key, each in _ENCODER.items() if key != "type_vocab_size"}
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "bert": bert,
@@ -195,6 +199,10 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "starcoder2": _small("starcoder2", "Starcoder2ForCausalLM", **_DECODER),
     "gpt neox": _small("gpt_neox", "GPTNeoXForCausalLM", **_NEOX),
     "bloom": _small("bloom", "BloomForCausalLM", attention="eager", **_BLOOM),
+    "glm": _small("glm", "GlmForCausalLM", **{**_DECODER, "pad_token_id": 0}),
+    "gpt neo": _small("gpt_neo", "GPTNeoForCausalLM", attention="eager", **_NEO),
+    "gpt j": _small("gptj", "GPTJForCausalLM", attention="eager", **_GPTJ),
+    "modernbert": _small("modernbert", "ModernBertForSequenceClassification", **_MODERN),
     "opt": _small("opt", "OPTForCausalLM", **_OPT),
     "opt projected": _small("opt", "OPTForCausalLM", **{**_OPT, "word_embed_proj_dim": 8}),
     "vit": vit,
@@ -214,6 +222,6 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 LANGUAGE = {
     "bert lm", "electra lm", "gpt2", "gpt2 untied", "small gpt", "small gpt transposed", "llama", "llama tied",
     "llama one head", "small llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "phi", "phi3", "starcoder2",
-    "gpt neox", "bloom", "opt", "opt projected",
+    "gpt neox", "bloom", "opt", "opt projected", "glm", "gpt neo", "gpt j",
 }  # fmt: skip
-TEXTS = {"bert", "roberta", "electra", "albert", "distilbert", "torch encoder", "torch encoder pre-norm"}
+TEXTS = {"bert", "roberta", "electra", "albert", "distilbert", "modernbert", "torch encoder", "torch encoder pre-norm"}

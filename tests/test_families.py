@@ -37,6 +37,8 @@ def expected() -> dict[str, Count]:
         "small llama": count(16, groups=2, queries=2, qk=0), "mistral": grouped, "qwen2": grouped, "qwen3": grouped,
         "gemma2": grouped, "olmo2": grouped, "phi": partial, "phi3": grouped, "starcoder2": grouped,
         "gpt neox": partial, "bloom": count(12, mlp=48, heads=False), "opt": plain, "opt projected": count(12, 8),
+        "glm": count(24, groups=2, queries=3, qk=2), "gpt neo": count(12, mlp=48), "gpt j": count(24, qk=4, vo=8, mlp=96),
+        "modernbert": count(12, 12, qk=0),
         "vit": plain, "deit": plain, "dinov2": count(12, mlp=48), "dinov2 swiglu": count(12, mlp=32), "beit": plain,
         "clip": plain, "timm vit": count(12, mlp=24), "timm vit scaled": count(12, mlp=24),
         "timm vit normed": count(12, mlp=24, qk=0), "torchvision vit": plain, "torchvision vit hidden": count(12, 9),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from probes.families.bert import BERT
+from probes.families.bert import BERT, MODERNBERT
 from probes.families.gpt2 import GPT2
 from probes.families.llama import LLAMA
 from probes.families.neox import NEOX, OPT
@@ -12,7 +12,7 @@ from probes.families.vit import VIT
 from probes.objective import Objective
 from probes.permutations import PermutationSpec
 
-FAMILIES = (BERT, GPT2, LLAMA, NEOX, OPT, VIT)
+FAMILIES = (BERT, MODERNBERT, GPT2, LLAMA, NEOX, OPT, VIT)
 
 
 def family(objective: Objective) -> PermutationSpec | None:

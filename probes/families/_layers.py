@@ -17,6 +17,7 @@ from probes.objective import Objective
 from probes.permutations import PermutationSpec
 
 _SIZES = ("head_dim", "head_size", "attention_head_size", "_size")
+_TURNED = ("rotary_ndims", "rotary_dim")
 _COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "_heads")
 
 
@@ -156,7 +157,7 @@ def _heads(draft: Draft, model: nn.Module, layer: nn.Module, layout: Layout) -> 
         q, k, v = (Part(each, rows_of_heads(each.weight.shape[each.out] // size, size)) for each in readers)
     table = found(layer, layout.by_head) if layout.by_head else None
     (queries, keys), shared = _normed(draft, layer, layout, (q, k))
-    turned, fixed = _turned(model, size) if layout.rotary else 0, ALIBI if layout.alibi else ""
+    turned, fixed = _turned(model, attention, size) if layout.rotary else 0, ALIBI if layout.alibi else ""
     by_head = () if table is None else ((table, table.dim() - 1),)
     return Heads(queries, keys, (v,), out, turned, by_head, fixed, shared), readers
 
@@ -201,9 +202,11 @@ def _normed(draft: Draft, layer: nn.Module, layout: Layout, parts: tuple[Part, P
     return made, shared
 
 
-def _turned(model: nn.Module, size: int) -> int:
+def _turned(model: nn.Module, attention: nn.Module, size: int) -> int:
+    """Return how many channels of a head are turned: what the attention says, its table of angles, or all."""
+    told = next((value for name in _TURNED if type(value := getattr(attention, name, None)) is int), 0)
     tables = (each for name, each in model.named_buffers() if name.endswith("inv_freq"))
-    return next((2 * each.numel() for each in tables), size)
+    return told or next((2 * each.numel() for each in tables), size)
 
 
 def _ending(model: nn.Module, ending: str, layers: tuple[str, ...]) -> Iterator[Any]:

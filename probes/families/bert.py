@@ -1,4 +1,4 @@
-"""Encoders with norms behind the residual sums: BERT and its kin (Devlin et al. 2019), DistilBERT."""
+"""Encoders of text: BERT and its kin (Devlin et al. 2019), DistilBERT, ModernBERT (with rotary positions)."""
 
 from __future__ import annotations
 
@@ -39,6 +39,30 @@ _DISTILBERT = Layout(
 )
 _EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "task_type_embeddings", "LayerNorm")
 
+_MODERNBERT = Layout(
+    classes="ModernBertEncoderLayer",
+    attention="attn",
+    query="attn.Wqkv",
+    fused="blocks",
+    out="attn.Wo",
+    up=("mlp.Wi",),
+    down="mlp.Wo",
+    stream=("attn_norm", "mlp_norm"),
+    rotary=True,
+)
+MODERNBERT = Family(
+    title="ModernBERT",
+    layouts=(_MODERNBERT,),
+    places={
+        "embeddings.tok_embeddings": ("", "stream"),
+        "embeddings.norm": ("", "stream"),
+        "final_norm": ("", "stream"),
+        "head.dense": ("stream", "pooler"),
+        "head.norm": ("", "pooler"),
+        "classifier": ("pooler", ""),
+    },
+    titles={"ModernBert": "ModernBERT"},
+)
 BERT = Family(
     title="BERT",
     layouts=(_BERT, _ALBERT, _DISTILBERT),

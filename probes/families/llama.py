@@ -12,9 +12,9 @@ _LLAMA = Layout(
     key="self_attn.k_proj",
     value="self_attn.v_proj",
     out="self_attn.o_proj",
-    up=("mlp.gate_proj", "mlp.up_proj", "mlp.c_fc"),
+    up=("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj"),
     down="mlp.down_proj",
-    stream=_NORMS,
+    stream=(*_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm"),
     query_norm="self_attn.q_norm",
     key_norm="self_attn.k_norm",
     rotary=True,
@@ -80,5 +80,5 @@ LLAMA = Family(
         "output": ("stream", ""),
         "score": ("stream", ""),
     },
-    titles={"Phi3": "Phi-3", "Qwen2": "Qwen2", "Starcoder2": "StarCoder 2"},
+    titles={"Phi3": "Phi-3", "Starcoder2": "StarCoder 2"},
 )
