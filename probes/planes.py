@@ -7,7 +7,7 @@ of the weights. Sources: filter normalisation, Li et al. 2018; the plane through
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,9 @@ from probes.objective import Objective
 from probes.points import Point
 
 Floats = NDArray[np.float64]
+Tick = Callable[[float, str], None]
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+DRAWN_FROM = 50_000  # numbers of random vectors that no other analysis of the same seed draws
 LEVEL = 1e-4  # a triangle whose height is less than this share of its side is a line
 
 
@@ -131,7 +133,7 @@ def spanned(centre: Point, one: Direction, other: Direction) -> Plane:
 
 
 def through(first: Point, second: Point, third: Point) -> Plane:
-    """Return the plane through three points: the first at the origin, the second on the positive x axis, the third above.
+    """Return the plane through three points: first at the origin, second on the positive x axis, third above that.
 
     Buffers (running statistics) move along, so that each of the points has its own. Raises ModelError where they lie on
     a line.
@@ -147,7 +149,8 @@ def random_plane(objective: Objective, centre: Point, seed: int, index: int = 0)
     a convolution. Biases and the parameters of norm layers do not move. The draw depends on seed and index only.
     """
     one, other = (
-        filter_normalised(objective, centre, random_vector(objective.size, seed, 2 * index + i)) for i in (0, 1)
+        filter_normalised(objective, centre, random_vector(objective.size, seed, DRAWN_FROM + 2 * index + i))
+        for i in (0, 1)
     )
     length = _norm(one)
     if not length:
@@ -181,9 +184,11 @@ def filter_norms(module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
         grouped = tensor.reshape(owner.groups, -1, *tensor.shape[1:])
         axes = [axis for axis in range(grouped.ndim) if axis not in (0, 2)]
         norms = vector_norm(grouped, dim=axes, keepdim=True).expand(-1, grouped.shape[1], *[-1] * (tensor.ndim - 1))
-        return norms.reshape(tensor.shape[0], tensor.shape[1], *[1] * (tensor.ndim - 2))
+        reshaped: Tensor = norms.reshape(tensor.shape[0], tensor.shape[1], *[1] * (tensor.ndim - 2))
+        return reshaped
     axis = _output_axis(owner, tensor)
-    return vector_norm(tensor, dim=[each for each in range(tensor.ndim) if each != axis], keepdim=True)
+    found: Tensor = vector_norm(tensor, dim=[each for each in range(tensor.ndim) if each != axis], keepdim=True)
+    return found
 
 
 def principal(centre: Point, points: Sequence[Point], number: int = 0) -> Principal:

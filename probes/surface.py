@@ -107,7 +107,8 @@ class _Known:
 def axis(low: float, high: float, count: int) -> Floats:
     """Return evenly spaced coordinates of which one is exactly 0; the ends move by half a step at most."""
     step = (high - low) / (count - 1)
-    return step * (np.arange(count) - round(-low / step))
+    found: Floats = (step * (np.arange(count) - round(-low / step))).astype(np.float64)
+    return found
 
 
 def surveyed(
@@ -122,11 +123,11 @@ def surveyed(
     budget = min(goal.budget, x.size * y.size)
     _evaluate(known, evaluate, x, y, _first(x, y, budget, marks))
     while True:
-        models = _fitted(known, x, y)
+        models = _fitted(known)
         best = min(models, key=lambda each: known.scores.get(each, 0.0 if each == _Model("quintic", False) else np.inf))
         stated = _stated(known)
         room = budget - len(known.places)
-        complete = room < 1 or known.taken.all() or (stated is not None and stated <= goal.error)
+        complete = room < 1 or bool(known.taken.all()) or (stated is not None and stated <= goal.error)
         yield _surface(known, x, y, models[best], best, stated, complete=complete)
         if complete:
             return
@@ -181,7 +182,7 @@ def _evaluate(known: _Known, evaluate: Evaluate, x: Floats, y: Floats, places: S
         known.places.append(place)
 
 
-def _fitted(known: _Known, x: Floats, y: Floats) -> dict[_Model, Floats]:
+def _fitted(known: _Known) -> dict[_Model, Floats]:
     """Interpolate to all nodes by every model that may be used, each (m, n)."""
     values, places = known.values, np.array(known.places)
     fit = np.isfinite(values) & _apart(places)
@@ -289,7 +290,8 @@ def _apart(places: Floats) -> NDArray[np.bool_]:
 def _steps(side: Floats, coordinate: float | Floats) -> Floats:
     found = (np.asarray(coordinate) - side[0]) / (side[-1] - side[0]) * (side.size - 1)
     near = np.abs(found - np.round(found)) < 1e-9
-    return np.where(near, np.round(found), found)
+    snapped: Floats = np.where(near, np.round(found), found)
+    return snapped
 
 
 def _coordinate(side: Floats, place: float) -> float:
