@@ -60,7 +60,7 @@ class Layout:
     bytes: int
 
 
-def places(module: nn.Module) -> tuple[int, int] | None:
+def places(module: nn.Module | None) -> tuple[int, int] | None:
     """Return the axes that hold the units, of a layer's output and of its weight; None for other modules."""
     if isinstance(module, nn.Linear):
         return -1, 0
