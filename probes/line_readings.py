@@ -65,11 +65,13 @@ class Reader:
 
     renew: measure BatchNorm's statistics anew on the objective's examples at each point; nothing without BatchNorm.
     beside: read each point with the statistics that it has, too. follow: for how many points the outputs of some
-    predictions are kept; 0 for none.
+    predictions are kept; 0 for none. tests: read the test data, too.
     """
 
-    def __init__(self, objective: Objective, *, renew: bool, beside: bool = False, follow: int = 0) -> None:
-        self.objective, self.test = objective, objective.on_test()
+    def __init__(
+        self, objective: Objective, *, renew: bool, beside: bool = False, follow: int = 0, tests: bool = True
+    ) -> None:
+        self.objective, self.test = objective, objective.on_test() if tests else None
         self.renews = renew and has_batch_norm(objective)
         self._beside = self.renews and beside
         self._watched = _watched(objective, follow) if follow and objective.own is None else None
