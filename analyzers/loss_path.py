@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from analyzers._base import Analyzer, Result, Tick, micro_batch_option, option, precision_option, seed_option
+from analyzers._base import (
+    Analyzer,
+    Arrays,
+    Result,
+    Tick,
+    micro_batch_option,
+    option,
+    precision_option,
+    seed_option,
+    times_option,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,6 +24,9 @@ if TYPE_CHECKING:
 
     from probes.checkpoint import Checkpoint
     from probes.objective import Objective
+
+
+LINE = 0.3  # of the progress, where slices follow
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,12 @@ class LossPathResult(Result):
         """Draw "loss", "accuracy", "controls" and the planes; log: the losses on a log axis."""
         from analyzers._loss_path_figures import draw
 
-        return draw(self.card, self.values, log=log)
+        drawn = draw(self.card, self.values, log=log)
+        if self.values["planes"]:
+            from analyzers._plane_figures import draw as draw_planes
+
+            drawn |= draw_planes(self.values, self.arrays)
+        return drawn
 
     def overlay(self, others: Sequence[Result], **view: Any) -> Mapping[str, go.Figure]:
         """Draw "loss_overlay" of several paths; raise ProbeError, naming what differs, when cards are not the same."""
@@ -36,7 +54,37 @@ class LossPathResult(Result):
         """Return a row for each place behind "loss" and "accuracy", for each place of a control, each checkpoint."""
         from analyzers._loss_path_tables import tables
 
-        return tables(self.values)
+        found = tables(self.values)
+        if self.values["planes"]:
+            from analyzers._plane_figures import tables as plane_tables
+
+            found |= plane_tables(self.values, self.arrays)
+        return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tick whose whole is a part of another's."""
+
+    tick: Tick
+    start: float
+    stop: float
+
+    def __call__(self, share: float, doing: str, seconds_left: float | None = None) -> None:
+        """Report a share of the part."""
+        self.tick(self.start + (self.stop - self.start) * share, doing, seconds_left)
+
+    def save(self, key: str, arrays: Arrays) -> None:
+        """Keep arrays."""
+        self.tick.save(key, arrays)
+
+    def load(self, key: str) -> Arrays | None:
+        """Return what was kept."""
+        return self.tick.load(key)
+
+    def show(self, result: Result) -> None:
+        """Let people look at a result."""
+        self.tick.show(result)
 
 
 @dataclass(frozen=True)
@@ -72,6 +120,30 @@ class LossPath(Analyzer):
     controls: bool = option(
         True, "Controls", "The same path from Gaussian noise and from zeros instead of the first checkpoint."
     )
+    plane: str = option(
+        "none",
+        "Two-dimensional slices",
+        "random: filter-normalised directions; hessian: the leading eigenvectors; checkpoints: through three of them; "
+        "trajectory: the principal components of all.",
+        choices=("none", "random", "hessian", "checkpoints", "trajectory"),
+    )
+    planes: int = option(1, "Slices", "How many, each with other directions.", minimum=1, maximum=8)
+    span: float = option(
+        0.0,
+        "Span of a slice",
+        "Distance in weight space from the centre to the edge, or beyond the outermost checkpoint; 0 chooses.",
+        minimum=0.0,
+        maximum=1e6,
+        advanced=True,
+    )
+    resolution: int = option(
+        51, "Resolution of a slice", "Cells each way; at most a fifth of them are evaluated.",
+        minimum=11, maximum=201, advanced=True,
+    )  # fmt: skip
+    curvature: bool = option(
+        True, "Curvature of a slice", "Estimate which share of the curvature a slice holds.", advanced=True
+    )
+    times: str = times_option()
     dtype: str = precision_option("float64 is slower.", advanced=True)
     micro_batch: int = micro_batch_option()
     seed: int = seed_option("The resamples of the examples and the noise of the control are drawn from it.")
@@ -91,12 +163,42 @@ class LossPath(Analyzer):
             raise DataError("A path goes from one checkpoint to another: give two; further ones are projected on it.")
         objective = objective.converted(self.dtype, self.micro_batch)
         line = Line(point_of(objective), point_of(objective.at(checkpoints[1])))
-        places = grid(self.start, self.stop, self.points)
-        asked = Asked(places, self.refine, self.batch_norm, self.controls, self.seed, (0.0, 1.0))
-        values = {"checkpoints": [each.name for each in checkpoints[:2]]}
+        places, until = grid(self.start, self.stop, self.points), 1.0 if self.plane == "none" else LINE
+        asked = Asked(places, self.refine, self.batch_norm, self.controls, self.seed, (0.0, until))
+        values: dict[str, Any] = {"checkpoints": [each.name for each in checkpoints[:2]]}
         values |= measured(asked, objective, line, checkpoints[2:], tick)
-        doubts = caveats(objective, values, anew=self.batch_norm)
-        return LossPathResult(self.name, self._card(objective, checkpoints), values, {}, tuple(doubts))
+        values["planes"] = []
+        doubts = tuple(caveats(objective, values, anew=self.batch_norm))
+        result = LossPathResult(self.name, self._card(objective, checkpoints), values, {}, doubts)
+        return result if self.plane == "none" else self._with_planes(result, objective, checkpoints, tick)
+
+    def _with_planes(
+        self, path: LossPathResult, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick
+    ) -> LossPathResult:
+        """Add slices to the result of a path; while they get finer, what is known of them is shown."""
+        from analyzers._planes import PlaneOptions, Planes, measure_planes, plane_values
+        from probes.errors import ProbeError
+
+        def joined(found: Planes) -> LossPathResult:
+            values, arrays, doubts = plane_values(found)
+            caveats = tuple(dict.fromkeys((*path.caveats, *doubts)))
+            return replace(path, values={**path.values, **values}, arrays=arrays, caveats=caveats)
+
+        tick.show(path)
+        options = PlaneOptions(
+            planes=self.planes,
+            span=self.span,
+            resolution=self.resolution,
+            batch_norm="auto" if self.batch_norm else "running",
+            curvature=self.curvature,
+            seed=self.seed,
+            times=self.times,
+        )
+        show = lambda found: tick.show(joined(found))
+        try:
+            return joined(measure_planes(self.plane, objective, checkpoints, options, Part(tick, LINE, 1.0), show))
+        except ProbeError as error:  # the path stands without its slices
+            return replace(path, caveats=(*path.caveats, f"There are no slices: {error}"))
 
     def _card(self, objective: Objective, checkpoints: tuple[Checkpoint, ...]) -> dict[str, Any]:
         from probes.batch_statistics import has_batch_norm

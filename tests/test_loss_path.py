@@ -267,6 +267,48 @@ def test_the_same_again_and_after_a_kill_gives_the_same(run, monkeypatch: pytest
     assert notes.shares[-1] == pytest.approx(1.0)
 
 
+class Shown(Quiet):
+    """A tick that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.results: list[LossPathResult] = []
+        self.shares: list[float] = []
+
+    def __call__(self, share: float, doing: str, seconds_left: float | None = None) -> None:
+        self.shares.append(share)
+
+    def show(self, result) -> None:
+        self.results.append(result)
+
+
+def test_slices_join_the_path_and_are_shown_while_they_get_finer(run, tmp_path: Path) -> None:
+    objective, checkpoints = run
+    tick = Shown()
+    options = {**SMALL, "refine": 0, "plane": "checkpoints", "resolution": 11}
+    result = LossPath(**options).run(objective, checkpoints, tick)
+    plain = LossPath(**SMALL | {"refine": 0}).run(objective, checkpoints, Quiet())
+    assert plain.values["planes"] == [] and not set(plain.figures()) - {"loss", "accuracy", "controls"}
+    assert {**result.values, "planes": []} == dict(plain.values)
+    (plane,) = result.values["planes"]
+    assert plane["kind"] == "checkpoints"
+    corners = sorted(each["loss"] for each in plane["points"])
+    ends = [result.values["loss"][result.values["alpha"].index(alpha)] for alpha in (0.0, 1.0)]
+    assert corners == pytest.approx(sorted([*ends, result.values["on_the_way"][0]["loss"]]), rel=1e-9)
+    assert {"plane_0_contour", "plane_0_surface", "loss"} <= set(result.figures())
+    assert {"plane_0_points", "loss"} <= set(result.tables())
+    assert tick.results[0].values["planes"] == [] and len(tick.results) > 1
+    assert tick.shares == sorted(tick.shares) and max(tick.shares) <= 1.0
+    result.save(tmp_path / "out")
+    assert set(LossPathResult.read(tmp_path / "out").figures()) == set(result.figures())
+
+
+def test_slices_that_cannot_be_made_leave_the_path(run) -> None:
+    objective, checkpoints = run
+    result = LossPath(**SMALL, plane="checkpoints").run(objective, checkpoints[:2], Quiet())
+    assert result.values["planes"] == [] and len(result.values["loss"]) >= 7
+    assert any(each.startswith("There are no slices: ") for each in result.caveats)
+
+
 def test_micro_batches_do_not_matter(run) -> None:
     objective, checkpoints = run
     one, other = (LossPath(**SMALL, micro_batch=size).run(objective, checkpoints, Quiet()) for size in (3, 40))
