@@ -1,0 +1,108 @@
+"""Write a model down as a list of basic operations on its parameters, buffers and inputs."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+from torch.func import functional_call
+
+from probes.errors import ModelError
+from probes.objective import Objective
+from probes.tracing.following import Program
+
+_WORDS = "The model's operations cannot be written down ({reason}). Give the permutations by hand, as a table."
+
+
+def written_down(objective: Objective) -> tuple[Program, list[str]]:
+    """Return the model's operations on two examples, and doubts in sentences; raise ModelError where it cannot be."""
+    module, inputs = _on_cpu(objective)
+    canonical = _canonical(objective)
+    failures = []
+    for write in (_exported, _recorded):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return write(module, inputs, canonical), _doubts(write is _recorded)
+        except Exception as error:  # noqa: BLE001 - the model's own code runs, and may fail in any way
+            failures.append(error)
+    reason = " ".join(str(failures[-1]).split())[:300] or type(failures[-1]).__name__
+    raise ModelError(_WORDS.format(reason=reason)) from failures[0]
+
+
+def _doubts(recorded: bool) -> list[str]:
+    words = "The model's path depends on the data: the permutations hold for the path that the first two examples take."
+    return [words] if recorded else []
+
+
+def _on_cpu(objective: Objective) -> tuple[nn.Module, Tensor]:
+    """Return the module in float32, a copy where it is in another type, with two examples."""
+    inputs = objective.inputs[:2].detach().cpu()
+    inputs = inputs.float() if inputs.is_floating_point() else inputs
+    tensors = [*objective.module.parameters(), *objective.module.buffers()]
+    plain = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in tensors if _floats(each))
+    return (objective.module if plain else copy.deepcopy(objective.module).cpu().float()), inputs
+
+
+def _floats(tensor: Tensor) -> bool:
+    return tensor.is_floating_point()
+
+
+def _canonical(objective: Objective) -> dict[str, str]:
+    """Map every name of a tensor to its first one; only of tensors that can be moved."""
+    module = objective.module
+    first: dict[int, str] = {}
+    found = {}
+    for name, each in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
+        if each.is_floating_point():
+            found[name] = first.setdefault(id(each), name)
+    return found
+
+
+def _exported(module: nn.Module, inputs: Tensor, canonical: dict[str, str]) -> Program:
+    exported = torch.export.export(module, (inputs,), strict=False).run_decompositions({})
+    kinds = {InputKind.PARAMETER, InputKind.BUFFER}
+    tensors, constants = {}, {}
+    for each in exported.graph_signature.input_specs:
+        if each.kind in kinds and each.target in canonical:
+            tensors[each.arg.name] = canonical[each.target]
+        elif each.target is not None:
+            held = exported.constants.get(each.target, exported.state_dict.get(each.target))
+            if isinstance(held, Tensor):
+                constants[each.arg.name] = held
+    return Program(exported.graph, tensors, constants)
+
+
+def _recorded(module: nn.Module, inputs: Tensor, canonical: dict[str, str]) -> Program:
+    """Record the operations of one run with real numbers, for models whose path depends on the data."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    held: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+    def run(values: dict[str, Tensor], given: Tensor) -> Any:
+        return functional_call(module, values, (given,))
+
+    graph = make_fx(torch.func.functionalize(run), pre_dispatch=True, tracing_mode="real")(
+        {name: each.detach() for name, each in held.items()}, inputs
+    )
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    named = dict(zip((node.name for node in places), held, strict=False))
+    tensors = {place: canonical[name] for place, name in named.items() if name in canonical}
+    constants = {place: held[name] for place, name in named.items() if name not in canonical}
+    constants |= {node.target: getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"}
+    return Program(_with_shapes(graph), tensors, constants)
+
+
+def _with_shapes(graph: fx.GraphModule) -> fx.Graph:
+    """Put the examples of all results where the export has them."""
+    for node in graph.graph.nodes:
+        if "val" not in node.meta and "tensor_meta" in node.meta:
+            node.meta["val"] = node.meta["tensor_meta"]
+    return graph.graph
