@@ -166,8 +166,9 @@ def _matching(on: Grounds) -> str:
         return f"Permutation by {on.matcher}."
     if len(on.restarts) == 1:
         return f"Permutation by {on.matcher}, tried once."
-    agreed = f"{100 * on.agreement:.3g} % of the units at least are placed alike in all"
-    return f"Permutation by {on.matcher}, the best of {len(on.restarts)} restarts; {agreed}."
+    agreed = f"each places at least {100 * on.agreement:.3g} % of the units as the best does"
+    agreed = agreed if on.agreement < 1 else "all place every unit alike"
+    return f"Permutation by {on.matcher}, the best of {len(on.restarts)} restarts: {agreed}."
 
 
 def _evidence(known: Sequence[Stage], on: Grounds) -> tuple[str, ...]:

@@ -76,7 +76,8 @@ def test_the_sentence_has_estimates_intervals_threshold_restarts_and_agreement()
     assert found.sentence == (
         "The two lie in one basin after a permutation of units: the barrier is 0.01 on the straight line after "
         "matching (0.005 to 0.02); 0.7 on the straight line between them (0.6 to 0.8); at most 0.05 counts as none. "
-        "Permutation by weight matching, the best of 3 restarts; 87.5 % of the units at least are placed alike in all."
+        "Permutation by weight matching, the best of 3 restarts: each places at least 87.5 % of the units as the best "
+        "does."
     )
     told = "\n".join(found.evidence)
     for words in ("0.7 on that line after REPAIR", "2 % of the way", "Git Re-Basin", "1,000 resamples of 2,000",
