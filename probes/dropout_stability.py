@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -98,37 +99,25 @@ def dropout_stability(
     """
     hidden, notes = silenced(objective, spec)
     generator, whole = np.random.default_rng(seed), read(objective, point)
-    total = len(kept) * (draws + len(hidden) * layer_draws)
-    done = [0]
+    said = _counted(tick, len(kept) * (draws + len(hidden) * layer_draws))
 
-    def thinned(layers: Sequence[Silenced], share: float, what: str) -> Readings:
-        chosen = {each.name: drawn(each.size, share, generator) for each in layers}
-        found = read_masked(objective, point, layers, chosen)
-        done[0] += 1
-        tick(done[0] / total, what)
+    def thinned(layers: Sequence[Silenced], share: float, what: str, times: int) -> list[Readings]:
+        found = []
+        for _ in range(times):
+            chosen = {each.name: drawn(each.size, share, generator) for each in layers}
+            found.append(read_masked(objective, point, layers, chosen))
+            said(f"{share:.0%} of {what} kept")
         return found
 
-    together = [[thinned(hidden, share, f"{share:.0%} of all units kept") for _ in range(draws)] for share in kept]
-    alone = [
-        [
-            [_loss(thinned([layer], share, f"{share:.0%} of {layer.name} kept")) for _ in range(layer_draws)]
-            for share in kept
-        ]
-        for layer in hidden
-    ]
-    losses = np.array([[_loss(each) for each in row] for row in together])
-    accuracies = [[each.accuracy[0] for each in row if each.accuracy is not None] for row in together]
+    together = [thinned(hidden, share, "all hidden units", draws) for share in kept]
+    alone = [[thinned([layer], share, layer.name, layer_draws) for share in kept] for layer in hidden]
+    accuracies = None if whole.accuracy is None else np.array([[_accuracy(each) for each in row] for row in together])
     return DropoutStability(
-        kept=tuple(kept),
-        loss=_loss(whole),
-        accuracy=None if whole.accuracy is None else float(whole.accuracy[0]),
-        losses=losses,
-        accuracies=None if whole.accuracy is None else np.array(accuracies),
-        layers=tuple(each.name for each in hidden),
-        units=tuple(each.size for each in hidden),
-        layer_losses=np.array(alone).reshape(len(hidden), len(kept), layer_draws),
-        notes=tuple(notes),
-    )
+        kept=tuple(kept), loss=_loss(whole), accuracy=_accuracy(whole),
+        losses=np.array([[_loss(each) for each in row] for row in together]), accuracies=accuracies,
+        layers=tuple(each.name for each in hidden), units=tuple(each.size for each in hidden),
+        layer_losses=np.array([[[_loss(each) for each in row] for row in rows] for rows in alone]), notes=tuple(notes),
+    )  # fmt: skip
 
 
 def silenced(objective: Objective, spec: PermutationSpec | None) -> tuple[list[Silenced], list[str]]:
@@ -143,8 +132,8 @@ def silenced(objective: Objective, spec: PermutationSpec | None) -> tuple[list[S
 
 def drawn(size: int, share: float, generator: np.random.Generator) -> NDArray[np.int64]:
     """Draw which units are kept: a share of them, at least one, in ascending order."""
-    count = min(size, max(1, round(share * size)))
-    return np.sort(generator.permutation(size)[:count]).astype(np.int64)
+    left = min(size, max(1, round(share * size)))
+    return np.sort(generator.permutation(size)[:left]).astype(np.int64)
 
 
 def read_masked(
@@ -222,8 +211,17 @@ def _loss(found: Readings) -> float:
     return float(found.loss[0])
 
 
+def _accuracy(found: Readings) -> float | None:
+    return None if found.accuracy is None else float(found.accuracy[0])
+
+
+def _counted(tick: Tick, total: int) -> Callable[[str], None]:
+    done = count(1)
+    return lambda words: tick(next(done) / total, words)
+
+
 def _stderr(values: Floats) -> Floats:
-    count = values.shape[-1]
-    if count < 2:
+    draws = values.shape[-1]
+    if draws < 2:
         return np.full(values.shape[:-1], np.nan)
-    return values.std(-1, ddof=1) / np.sqrt(count)  # type: ignore[no-any-return]
+    return values.std(-1, ddof=1) / np.sqrt(draws)  # type: ignore[no-any-return]

@@ -24,6 +24,7 @@ from probes.objective import Objective
 from probes.points import Point, between, point_from, tensors_of
 
 HELD_AT_ONCE = 6  # tensors as large as the largest activation
+NAMED = 6  # layers in a sentence
 STILL = 1e-10  # of the goal's variance: units that vary less are not scaled up
 
 
@@ -84,14 +85,19 @@ def _chosen(plan: Layout, layers: Collection[str] | None) -> tuple[list[Layer], 
     notes = []
     shared = [each.name for each in wanted if each.shared]
     if shared:
-        notes.append(f"Left as they are, since their weights are used several times: {', '.join(shared)}.")
+        notes.append(f"Left as they are, since their weights are used several times: {_some(shared)}.")
     if plan.unseen and layers is None:
-        notes.append(f"Left as they are, since they are not called as layers of their own: {', '.join(plan.unseen)}.")
+        notes.append(f"Left as they are, since they are not called as layers of their own: {_some(plan.unseen)}.")
     return [each for each in wanted if not each.shared], notes
 
 
 def _about_norms(plan: Layout) -> list[str]:
     return [f"The statistics of {len(plan.norms)} BatchNorm layers were measured anew."] if plan.norms else []
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _goal(one: Moments, other: Moments, alpha: float) -> tuple[Tensor, Tensor]:
@@ -130,9 +136,9 @@ class _Repair:
         unshifted = [name for name, each in self.layers.items() if not each.bias]
         notes = []
         if unshifted:
-            notes.append(f"Scaled but not shifted, as they have no bias: {', '.join(unshifted)}.")
+            notes.append(f"Scaled but not shifted, as they have no bias: {_some(unshifted)}.")
         if self.still:
-            notes.append(f"Some units of the merged network do not vary and were not scaled: {', '.join(self.still)}.")
+            notes.append(f"Some units of the merged network do not vary and were not scaled: {_some(self.still)}.")
         return self.tensors, notes
 
     def _in_one_pass(self) -> None:

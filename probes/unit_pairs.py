@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from probes.dropout_stability import readers
 from probes.layer_moments import places, removed_after, run
 from probes.objective import Objective
 from probes.paths import Floats
@@ -27,8 +27,9 @@ class UnitPair:
 
     cosine: of all weights that belong to the units, in and out (None where one has none but zeros). norms: of these
     weights. correlation: Pearson, of the pre-activations over all examples and positions; None without data, or where
-    one does not vary. active: shares of positions at which the pre-activations of A and of B are above zero. state:
-    "", "dead in both", "dead in the first", "dead in the second" (never above zero, or no weights).
+    one does not vary. active: shares of positions at which the layer that reads them gets anything but zero from A's
+    and from B's; None for what is no plain hidden unit. state: "", "dead in both", "dead in the first", "dead in the
+    second" (never active, or no weights).
     """
 
     permutation: str
@@ -43,8 +44,10 @@ class UnitPair:
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """Of the units of one permutation, each (units,): correlation of the pairs (NaN where one does not vary), and the
-    shares of positions above zero, in A and in permuted B.
+    """Of the units of one permutation, each (units,).
+
+    correlation: of the pairs, NaN where one does not vary, or where no single layer gives these units. first, second:
+    shares of positions at which they are not zero, in A and in permuted B; NaN where no plain layer reads them.
     """
 
     correlation: Floats
@@ -80,14 +83,23 @@ def activities(
 ) -> dict[str, Activity]:
     """Run both networks on the examples and correlate the units that were matched.
 
-    Only for permutations whose units are the outputs of a linear or convolutional layer, one each; of several layers
-    that write to the same units (a residual stream) the first. Raises ObjectiveError (memory).
+    Correlations are those of the outputs of a linear or convolutional layer whose units these are, one each; of several
+    layers that write to the same units (a residual stream) the first. How often hidden units are active is seen where
+    the first layer reads them. Raises ObjectiveError (memory).
     """
-    sources = {each.name: layer for each in spec if (layer := _source(objective.module, each)) is not None}
-    if not sources:
+    watched = [_Watched(objective.module, each) for each in spec]
+    watched = [each for each in watched if each.source is not None or each.reader is not None]
+    if not watched:
         return {}
     moved = point_from(objective, permuted(tensors_of(objective, point_b), spec, found))
-    return objective.in_memory(lambda: _correlated(objective, point_a, moved, sources, tick))
+
+    def work() -> dict[str, Activity]:
+        for each in watched:
+            each.clear()
+        _observe(objective, (point_a, moved), watched, tick)
+        return {each.name: each.activity() for each in watched}
+
+    return objective.in_memory(work)
 
 
 def _weights(tensors: Mapping[str, Tensor], permutation: Permutation) -> Floats:
@@ -116,7 +128,8 @@ def _pairs(
         if activity is not None:
             value = float(activity.correlation[unit])
             correlation = value if np.isfinite(value) else None
-            active = float(activity.first[unit]), float(activity.second[unit])
+            shares = float(activity.first[unit]), float(activity.second[unit])
+            active = shares if np.isfinite(shares).all() else None
         state = _state(lengths, active)
         name, second = permutation.name, int(pi[unit])
         rows.append(UnitPair(name, unit, second, cosine, lengths, correlation, active, state))
@@ -148,57 +161,73 @@ def _source(module: nn.Module, permutation: Permutation) -> str | None:
     return None
 
 
-def _correlated(
-    objective: Objective, one: Point, other: Point, sources: Mapping[str, str], tick: Tick
-) -> dict[str, Activity]:
-    modules, held = dict(objective.module.named_modules()), {name: _Sums() for name in sources}
-    seen: dict[str, Tensor] = {}
-
-    def note(name: str) -> Any:
-        axis = (places(modules[sources[name]]) or (1, 0))[0]
-
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            values = output.detach().movedim(axis, 0).flatten(1)
-            if name in seen:
-                held[name].add(seen.pop(name), values)
-            else:
-                seen[name] = values
-
-        return hook
-
-    with removed_after([modules[layer].register_forward_hook(note(name)) for name, layer in sources.items()]):
+def _observe(objective: Objective, points: tuple[Point, Point], watched: Sequence[_Watched], tick: Tick) -> None:
+    modules = dict(objective.module.named_modules())
+    hooks = [modules[each.source].register_forward_hook(each.written) for each in watched if each.source is not None]
+    hooks += [modules[each.reader].register_forward_pre_hook(each.read) for each in watched if each.reader is not None]
+    with removed_after(hooks):
         for part in objective.parts():
-            seen.clear()
-            for point in (one, other):
+            for side, point in enumerate(points):
+                for each in watched:
+                    each.side = side
                 run(objective, point, objective.inputs[part])
+            for each in watched:
+                each.join()
             tick(part.stop / len(objective.inputs), "correlations of matched units")
-    return {name: each.activity() for name, each in held.items() if each.count}
 
 
-class _Sums:
-    """Centred sums of pairs of units over batches, float64: two squares and their product, pooled (Chan)."""
+class _Watched:
+    """What is seen of the units of one permutation in two networks, batch by batch.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.means = self.scatter = self.above = torch.zeros(0)
+    source, reader: the layers that write and read them, None where there is no plain one. scatter: centred squares of
+    A's and of B's and their products, (3, units) float64, pooled over batches (Chan, Golub, LeVeque 1979).
+    """
 
-    def add(self, one: Tensor, other: Tensor) -> None:
-        values = torch.stack([one, other]).double().cpu()  # (2, units, positions)
-        count, means = values.shape[2], values.mean(2)
-        centred, above = values - means[:, :, None], (values > 0).sum(2)
-        scatter = torch.stack([centred[0].square(), centred[1].square(), centred[0] * centred[1]]).sum(2)
-        if not self.count:
-            self.count, self.means, self.scatter, self.above = count, means, scatter, above
-            return
-        gap, total = means - self.means, self.count + count
-        cross = torch.stack([gap[0].square(), gap[1].square(), gap[0] * gap[1]])
-        self.scatter = self.scatter + scatter + cross * self.count * count / total
-        self.means, self.above = self.means + gap * count / total, self.above + above
-        self.count = total
+    def __init__(self, module: nn.Module, permutation: Permutation) -> None:
+        self.name, self.size = permutation.name, permutation.size
+        self.source = _source(module, permutation)
+        plain = permutation.kind in ("units", "channels") and not permutation.inner
+        reading = readers(module, permutation) if plain else ()
+        self.reader = reading[0][0] if reading else None
+        self.index = reading[0][1] if reading else np.zeros((self.size, 0), dtype=np.int64)
+        modules = dict(module.named_modules())
+        self.axes = [(places(modules.get(each or "")) or (1, 0))[0] for each in (self.source, self.reader)]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self.side, self.count = 0, 0
+        self.means, self.scatter = torch.zeros(2, self.size).double(), torch.zeros(3, self.size).double()
+        self.outputs: list[list[Tensor]] = [[], []]
+        self.nonzero, self.positions = np.zeros((2, self.size)), np.zeros(2)
+
+    def written(self, _module: nn.Module, _args: object, output: Tensor) -> None:
+        """Keep what the layer gives until the other network has run (a layer may be called several times)."""
+        self.outputs[self.side].append(output.detach().movedim(self.axes[0], 0).flatten(1))
+
+    def read(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Count where the units are not zero."""
+        values = args[0].detach().movedim(self.axes[1], 0).flatten(1)
+        each = (values != 0).sum(1).cpu().numpy()[self.index].sum(1)
+        self.nonzero[self.side] += each
+        self.positions[self.side] += values.shape[1] * self.index.shape[1]
+
+    def join(self) -> None:
+        """Pool a batch that both networks have seen."""
+        for one, other in zip(*self.outputs, strict=True):
+            values = torch.stack([one, other]).double().cpu()  # (2, units, positions)
+            count, means = values.shape[2], values.mean(2)
+            a, b = values - means[:, :, None]
+            gap, total = means - self.means, self.count + count
+            cross = torch.stack([gap[0].square(), gap[1].square(), gap[0] * gap[1]]) * self.count * count / total
+            self.scatter += torch.stack([a.square(), b.square(), a * b]).sum(2) + cross
+            self.means, self.count = self.means + gap * count / total, total
+        self.outputs = [[], []]
 
     def activity(self) -> Activity:
+        """Return correlations and shares, NaN where there are none."""
         a, b, ab = self.scatter.numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             correlation = np.where(a * b > 0, ab / np.sqrt(a * b), np.nan)
-        first, second = (self.above.double() / self.count).numpy()
+            first, second = self.nonzero / self.positions[:, None]
         return Activity(correlation, first, second)

@@ -155,8 +155,7 @@ def test_pairs_have_the_cosines_and_correlations_of_their_units() -> None:
         layer = 0 if row.permutation == "channels" else 3
         x, y = numpy_pairs(one, other, found, layer)
         assert row.correlation == pytest.approx(np.corrcoef(x[:, row.first], y[:, row.first])[0, 1])
-        assert row.active == pytest.approx((float((x[:, row.first] > 0).double().mean()),
-                                            float((y[:, row.first] > 0).double().mean())))  # fmt: skip
+        assert row.active == pytest.approx([float((each[:, row.first] > 0).double().mean()) for each in (x, y)])
     units = next(each for each in rows if each.permutation == "units" and each.first == 2)
     columns = np.concatenate([4 * found["channels"][:, None] + np.arange(4)], 1).ravel()
     mine = np.concatenate([a["3.weight"][2], a["3.bias"][2:3], a["5.weight"][:, 2]])
@@ -191,10 +190,28 @@ def test_the_worst_and_the_dead_come_first() -> None:
     assert {each.first for each in without if each.state} == {2}
 
 
+def test_a_unit_is_dead_when_its_readers_get_nothing_whatever_its_sign() -> None:
+    """Below zero before tanh is not dead; nor are the units of a residual stream, which no activation follows."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    net[0].bias.data -= 50
+    here = Objective.of(net, batches(torch.randn(9, 5), torch.arange(9) % 3), "cross_entropy")
+    one = np.arange(4)[:, None]
+    uses = (Use("0.weight", 0, one), Use("0.bias", 0, one), Use("2.weight", 1, one))
+    for kind, active in (("units", (1.0, 1.0)), ("stream", None)):
+        plan = PermutationSpec((Permutation("hidden", 4, uses, kind),), "hand")
+        of = here, point_of(here), point_of(here), plan, identity(plan)
+        rows = unit_pairs(*of, activities=activities(*of, silent))
+        assert [(each.state, each.active) for each in rows] == 4 * [("", active)]
+        assert all(each.correlation == pytest.approx(1) for each in rows)
+
+
 def test_units_that_no_layer_gives_have_no_activity() -> None:
     one = made(1)
     lost = PermutationSpec((Permutation("inputs", 16, (Use("3.weight", 1, np.arange(16)[:, None]),)),), "hand")
-    assert activities(one, point_of(one), point_of(one), lost, identity(lost), silent) == {}
-    rows = unit_pairs(one, point_of(one), point_of(one), lost, identity(lost), activities={}, limit=2)
-    assert len(rows) == 2 and rows[0].cosine == pytest.approx(1)
+    seen = activities(one, point_of(one), point_of(one), lost, identity(lost), silent)
+    rows = unit_pairs(one, point_of(one), point_of(one), lost, identity(lost), activities=seen, limit=2)
+    assert len(rows) == 2 and rows[0].cosine == pytest.approx(1) and rows[0].correlation is None
+    vectors = PermutationSpec((Permutation("biases", 7, (Use("3.bias", 0, np.arange(7)[:, None]),)),), "hand")
+    assert activities(one, point_of(one), point_of(one), vectors, identity(vectors), silent) == {}
     assert isinstance(activities(one, point_of(one), point_of(one), spec(), {}, silent)["units"], Activity)
