@@ -55,3 +55,15 @@ def rendering(run: str, figure: str, format: str, view: Mapping[str, Any]) -> Jo
 def cross_check(run: str) -> JobSpec:
     """Ask PyHessian about a finished run."""
     return JobSpec("cross_check", {"run": run}, f"Cross-check with PyHessian of run {run[:8]}")
+
+
+def merging(run: str, which: str) -> JobSpec:
+    """Ask for a checkpoint made of a finished run."""
+    return JobSpec("merge", {"run": run, "which": which}, f"Making a checkpoint of run {run[:8]}: {which}")
+
+
+def permutations(checkpoint: str, model: ModelSpec, data: DataSpec, loss: LossName, text: str = "") -> JobSpec:
+    """Ask which permutations of units leave a model's function as it is, or whether those of an edited text do."""
+    payload = {"checkpoint": checkpoint, "model": model.to_json(), "data": data.to_json(), "loss": loss}
+    edited = {"text": text} if text else {}
+    return JobSpec("specification", {**payload, **edited}, f"Permutations of {name_of(checkpoint)}")

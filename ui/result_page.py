@@ -1,4 +1,4 @@
-"""A finished result about a training run: numbers, doubts, figures, examples to check, tables, other runs beside it."""
+"""A finished result: verdict, numbers, doubts, figures, examples to check, checkpoints to make, tables, other runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import streamlit as st
 
 from analyzers._base import Analyzer, Result
 from probes.errors import ProbeError
-from ui import examples, key_numbers, panels
+from ui import examples, key_numbers, merging, panels, verdicts, views
 from ui.run_points import in_time
 from ui.runs import history, title_of
 from ui.state import answer_of, jobs, result_of
@@ -22,24 +22,18 @@ LISTED = 300  # jobs that are looked through for accuracies
 def draw(job: Job, result: Result, analyzer: type[Analyzer]) -> None:
     """Draw a finished result."""
     panels.head(job)
+    verdicts.draw(result.values)
     key_numbers.draw(analyzer.name, result.values)
     panels.caveats(result)
-    view = _view(analyzer.name)
+    view = views.choose(result)
     tables = dict(result.tables())
     panels.figures(job, result, result.figures(**view), tables, view)
     examples.draw(job, result)
+    merging.draw(job, result, analyzer)
     panels.card(result, "Of what")
     panels.tables(tables)
     if analyzer.result.overlay is not Result.overlay:
         compare(job, result, analyzer)
-
-
-def _view(name: str) -> dict[str, Any]:
-    """Draw the choices that change the drawing only; return them as keywords of the result's `figures`."""
-    if name != "layer_rotation":
-        return {}
-    told = "How far each layer would have turned by steps of these sizes in random directions."
-    return {"null": st.toggle("Draw the random walk of each layer", key="null", bind="query-params", help=told)}
 
 
 def compare(job: Job, result: Result, analyzer: type[Analyzer]) -> None:

@@ -1,0 +1,34 @@
+"""The choices that change the drawing of a result only, by analyzer; they become keywords of `Result.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import streamlit as st
+
+from analyzers._base import Result
+
+View = dict[str, Any]
+
+
+def choose(result: Result) -> View:
+    """Draw the choices for a result; return them."""
+    choice = VIEWS.get(result.analyzer)
+    return choice(result) if choice else {}
+
+
+def _random_walk(_result: Result) -> View:
+    told = "How far each layer would have turned by steps of these sizes in random directions."
+    return {"null": st.toggle("Draw the random walk of each layer", key="null", bind="query-params", help=told)}
+
+
+def _layer(result: Result) -> View:
+    names = [name.removeprefix("pairs_") for name in result.arrays if name.startswith("pairs_")]
+    if len(names) < 2:
+        return {}
+    told = "Whose units, in pairs, the last of the figures of layers shows."
+    return {"layer": st.selectbox("Units of", names, key="layer", bind="query-params", help=told)}
+
+
+VIEWS: Mapping[str, Callable[[Result], View]] = {"layer_rotation": _random_walk, "mode_connectivity": _layer}
