@@ -68,9 +68,9 @@ def _recovery(card: Mapping[str, Any], values: Values) -> go.Figure:
     result.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{each:g}" for each in ticks])
     result.update_xaxes(anchor="y" if len(panels) == 1 else "y2", range=_span(values["share"]))
     chosen = 100 * values["chosen"]["share"]
-    result.add_vline(x=chosen, line={"color": INK, "width": 1, "dash": "dot"}, layer="below")
-    result.add_annotation(x=math.log10(chosen), xref="x", y=0, yref="paper", text="looked at below", showarrow=False,
-                          textangle=-90, xanchor="right", yanchor="bottom", font={"size": 11})  # fmt: skip
+    line = {"color": INK, "width": 1, "dash": "dot"}
+    result.add_vline(x=chosen, line=line, layer="below")
+    result.add_scatter(x=[None], y=[None], mode="lines", line=line, name="share of the other figures")
     result.update_layout(
         height=300 * len(panels) + 170, legend={"y": -0.13 if len(panels) > 1 else -0.2}, margin={"r": 120}
     )

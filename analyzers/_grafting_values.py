@@ -103,17 +103,26 @@ def reached(rows: Mapping[str, Floats] | None, shares: Sequence[float], target: 
 
 
 def chosen(found: Judged, counts: Sequence[int], weights: int, share: float, target: float) -> tuple[int, str]:
-    """Return how many weights to look at closely, and why; share: as asked for, 0 for the smallest that is enough."""
+    """Return how many weights to look at closely, and why.
+
+    share: as asked for; 0 for the smallest measured that recovers enough, or, where only all together do, for the one
+    that recovers most beyond random masks.
+    """
     if share:
         return min(weights, max(1, round(share * weights))), "as asked for"
     shares = [count / weights for count in counts]
     rows = {"accuracy": found.accuracy, "loss": found.loss}.get(found.measure or "")
-    enough = reached(rows.recovery(), shares, target) if rows else None
-    if enough is None:
+    if rows is None:
         near = min(range(len(counts)), key=lambda place: abs(math.log(shares[place] / 0.01)))
         return counts[near], "near 1 %, as recovery cannot be told"
-    words = f"the smallest measured that recovers {100 * target:g} % of the gain in {found.measure}"
-    return counts[shares.index(enough)], words
+    recovery = rows.recovery()
+    enough, percent = reached(recovery, shares, target), f"{100 * target:g} %"
+    if enough is not None and enough < 1:
+        return counts[
+            shares.index(enough)
+        ], f"the smallest measured that recovers {percent} of the gain in {found.measure}"
+    gain = np.nan_to_num(recovery["top"][0] - recovery["random"][0], nan=-math.inf)
+    return counts[int(gain.argmax())], f"it recovers most beyond random masks; only all weights recover {percent}"
 
 
 def density_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

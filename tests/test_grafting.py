@@ -251,9 +251,18 @@ def test_regression_is_judged_by_its_loss(tmp_path) -> None:
     states = [copy.deepcopy(module.state_dict()), {"weight": torch.tensor([[1.0, 2.0, 3.0]]), "bias": torch.zeros(1)}]
     x = torch.randn(150, 3)
     data = batches(x, x @ states[1]["weight"].T)
-    found = Grafting(points=4).run(*a_run(tmp_path, module, states, data, "mse"), Quiet())
-    assert found.values["accuracy"] is found.values["recovery"] is found.values["calibration"] is None
-    assert found.values["loss_recovery"]["top"][-1] == 1 and found.values["chosen"]["why"].endswith("gain in loss")
+    run = a_run(tmp_path, module, states, data, "mse")
+    found = Grafting(smallest=25.0, points=9, target=100.0).run(*run, Quiet())
+    values, recovery = found.values, found.values["loss_recovery"]
+    assert values["accuracy"] is values["recovery"] is values["calibration"] is None
+    assert recovery["top"][-1] == values["reached"]["loss_recovery"] == 1
+    place = (np.array(recovery["top"]) - recovery["random"]).argmax()
+    assert values["chosen"]["count"] == values["count"][place] < 4
+    assert "only all weights recover 100 %" in values["chosen"]["why"]
+    easy = Grafting(smallest=25.0, points=9, target=50.0).run(*run, Quiet()).values
+    assert easy["chosen"]["why"].endswith("recovers 50 % of the gain in loss")
+    first = next(place for place, each in enumerate(recovery["top"]) if each >= 0.5)
+    assert easy["chosen"]["count"] == easy["count"][first]
     assert set(found.figures()) == {"recovery", "density"}
     json.dumps(found.to_json(), allow_nan=False)
 
