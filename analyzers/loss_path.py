@@ -140,13 +140,26 @@ class LossPath(Analyzer):
         51, "Resolution of a slice", "Cells each way; at most a fifth of them are evaluated.",
         minimum=11, maximum=201, advanced=True,
     )  # fmt: skip
+    budget: int = option(
+        0, "Evaluations of a slice", "At most, of each; 0 takes a fifth of its cells.",
+        minimum=0, maximum=40_401, advanced=True,
+    )  # fmt: skip
+    centre: str = option(
+        "auto",
+        "Centre of a slice",
+        "Of the pair; auto: the second (the last in time for a trajectory; the first for slices through checkpoints).",
+        choices=("auto", "first", "second"),
+        advanced=True,
+    )
     curvature: bool = option(
         True, "Curvature of a slice", "Estimate which share of the curvature a slice holds.", advanced=True
     )
     times: str = times_option()
     dtype: str = precision_option("float64 is slower.", advanced=True)
     micro_batch: int = micro_batch_option()
-    seed: int = seed_option("The resamples of the examples and the noise of the control are drawn from it.")
+    seed: int = seed_option(
+        "The resamples of the examples, the noise of the control and random slices are drawn from it."
+    )
 
     def run(self, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick) -> LossPathResult:
         """Walk the line from the first checkpoint to the second; the others are projected on it.
@@ -189,7 +202,9 @@ class LossPath(Analyzer):
             planes=self.planes,
             span=self.span,
             resolution=self.resolution,
+            budget=self.budget,
             batch_norm="auto" if self.batch_norm else "running",
+            centre=self.centre,
             curvature=self.curvature,
             seed=self.seed,
             times=self.times,
