@@ -11,7 +11,6 @@ import torchvision
 import transformers
 from curvature_oracles import batches
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from probes.architecture.llama import SmallLlama
 from probes.architecture.modules import SmallGPT
@@ -19,19 +18,6 @@ from probes.hugging_face import _as_logits
 from probes.objective import Objective
 
 _VOCABULARY, _LENGTH = 23, 7
-
-
-class Doubles(TorchFunctionMode):
-    """Keep float64 where a model goes down to float32 on its own, as the norms of Llama do."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, doubled = dict(kwargs or {}), args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
-        if doubled and func is Tensor.float:
-            return args[0]
-        if doubled and torch.float32 in (*args[1:], kwargs.get("dtype")):
-            args = tuple(torch.float64 if each is torch.float32 else each for each in args)
-            kwargs = {key: torch.float64 if each is torch.float32 else each for key, each in kwargs.items()}
-        return func(*args, **kwargs)
 
 
 def perturbed(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -6,10 +6,11 @@ import family_nets
 import numpy as np
 import pytest
 import torch
-from family_nets import NETS, Doubles, objective_of
+from family_nets import NETS, objective_of
 from torch import Tensor, nn
 
 from probes.families import family
+from probes.in_float64 import InFloat64
 from probes.objective import Objective
 from probes.permutations import PermutationSpec, composed, drawn, identity, inverse, permuted
 from probes.points import at, point_from, point_of, tensors_of
@@ -57,7 +58,7 @@ TITLES = {
 def outputs(objective: Objective, tensors: dict[str, Tensor]) -> Tensor:
     """All outputs at named tensors, in float64 throughout, by plain functional_call."""
     held = {**objective.constants, **tensors}
-    with torch.no_grad(), Doubles():
+    with torch.no_grad(), InFloat64():
         return torch.func.functional_call(objective.module, held, (objective.inputs,))
 
 

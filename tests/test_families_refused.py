@@ -13,12 +13,14 @@ import torch
 import torchvision
 import transformers
 from curvature_oracles import batches, cnn, mlp
-from family_nets import objective_of
+from family_nets import NETS, objective_of
 from test_families import off, spec_of
 from torch import nn
 
+from probes.equivalence import check
 from probes.errors import ModelError
 from probes.families import family
+from probes.in_float64 import InFloat64
 from probes.objective import Objective
 from probes.permutations import Permutation, PermutationSpec, Use, drawn, identity
 
@@ -86,6 +88,22 @@ def test_wrong_specifications_break_the_function(name: str) -> None:
         each.name for each in spec if each.name.endswith("self_attn.heads")
     }
     assert off(objective, spec, {**found, **{each: identity(spec)[each] for each in added}}) < 1e-10
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_specifications_are_refused_by_the_gate_naming_the_layer(name: str) -> None:
+    net, wrong = WRONG[name]
+    objective = objective_of(net, "float32")
+    layer = "bert.encoder.layer" if net == "bert" else "model.layers"
+    with InFloat64(), pytest.raises(ModelError, match=rf"by hand.* is refused.* the layer `{layer}\.\d\.(self_)?att"):
+        check(objective, wrong(spec_of(objective)))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_gate_lets_every_family_pass(name: str) -> None:
+    objective = objective_of(name, "float32")
+    with InFloat64():
+        assert check(objective, spec_of(objective), seeds=(0,)).error < 1e-10
 
 
 def small(module: nn.Module, *, pictures: bool = True) -> Objective:
