@@ -81,8 +81,8 @@ def elementwise(step: Step) -> Value:
     "view _unsafe_view reshape permute transpose t slice select unsqueeze squeeze expand expand_as repeat split "
     "split_with_sizes chunk tensor_split unbind flip roll constant_pad_nd pixel_shuffle pixel_unshuffle "
     "channel_shuffle unfold narrow movedim repeat_interleave flatten unflatten view_as reshape_as swapaxes "
-    "numpy_T mT as_strided index_select index diagonal rot90 im2col tile broadcast_to select_copy slice_copy view_copy unsafe_split "
-    "unsafe_chunk fliplr flipud"
+    "numpy_T mT as_strided index_select index diagonal rot90 im2col tile broadcast_to select_copy slice_copy view_copy "
+    "unsafe_split unsafe_chunk fliplr flipud"
 )
 def moving(step: Step) -> Value | list[Value]:
     """Follow the elements."""

@@ -107,7 +107,20 @@ def permutations_of(
     for (groups, _), units in found.items():
         if len(units) > 1:
             buckets.setdefault(groups[0] if groups else -1, []).append(sorted(units, key=tree.first))
+    _promote(tree, buckets)
     return list(_written(tree, _Names(tensors, counted, makers), buckets, -1, {}))
+
+
+def _promote(tree: _Tree, buckets: dict[int, list[list[int]]]) -> None:
+    """Let what lies within a group that has no like lie where the group does."""
+    while True:
+        units = {-1, *(unit for found in buckets.values() for each in found for unit in each)}
+        lonely = [group for group in buckets if group not in units]
+        for group in lonely:
+            outer = tree.groups.get(group, ())
+            buckets.setdefault(outer[0] if outer else -1, []).extend(buckets.pop(group))
+        if not lonely:
+            return
 
 
 def _written(

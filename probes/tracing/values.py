@@ -74,12 +74,8 @@ def joined(wires: Wires, values: Sequence[Value]) -> Value:
         first = kept.setdefault(support(each), each)
         if first is not each:
             wires.tie(first, each)
-    for one, other in combinations(kept, 2):
-        if one & other:
-            _relate(wires, kept[one], kept[other])
     equal = frozenset(axis for axis in range(len(shape)) if all(each.uniform(axis) for each in wide))
-    finest = [each for axes, each in kept.items() if not any(axes < other for other in kept)]
-    return settled(wires, shape, finest, equal)
+    return settled(wires, shape, _related(wires, list(kept.values())), equal)
 
 
 def reduced(wires: Wires, value: Value, axes: Sequence[int], keep: bool = True) -> Value:
@@ -95,7 +91,7 @@ def reduced(wires: Wires, value: Value, axes: Sequence[int], keep: bool = True) 
         elif rest:
             found.append(labels)
     shape = tuple(1 if axis in over else size for axis, size in enumerate(value.shape))
-    full = settled(wires, shape, found, value.equal - over)
+    full = settled(wires, shape, _related(wires, found), value.equal - over)
     return full if keep else without(full, sorted(over))
 
 
@@ -168,6 +164,14 @@ def _fixed(wires: Wires, labels: Labels, axes: frozenset[int] | set[int]) -> Lab
     within = wires.slot(whole, np.arange(int(np.prod(sizes)), dtype=np.int64).reshape(sizes))
     wires.tie(within, labels)
     return whole
+
+
+def _related(wires: Wires, found: list[Labels]) -> list[Labels]:
+    """Let components that share axes move as one along these; return the finest, which tell what the others do."""
+    for one, other in combinations(found, 2):
+        if support(one) & support(other):
+            _relate(wires, one, other)
+    return [each for each in found if not any(support(each) < support(other) for other in found)]
 
 
 def _relate(wires: Wires, one: Labels, other: Labels) -> None:
