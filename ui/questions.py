@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probes.specs import DataSpec, LossName, ModelSpec
@@ -62,8 +62,11 @@ def merging(run: str, which: str) -> JobSpec:
     return JobSpec("merge", {"run": run, "which": which}, f"Making a checkpoint of run {run[:8]}: {which}")
 
 
-def permutations(checkpoint: str, model: ModelSpec, data: DataSpec, loss: LossName, text: str = "") -> JobSpec:
-    """Ask which permutations of units leave a model's function as it is, or whether those of an edited text do."""
+def permutations(
+    checkpoint: str, model: ModelSpec, data: DataSpec, loss: LossName, rows: Sequence[Mapping[str, Any]] = ()
+) -> JobSpec:
+    """Ask which permutations of units leave a model's function as it is; or, given edited rows, whether these do."""
     payload = {"checkpoint": checkpoint, "model": model.to_json(), "data": data.to_json(), "loss": loss}
-    edited = {"text": text} if text else {}
-    return JobSpec("specification", {**payload, **edited}, f"Permutations of {name_of(checkpoint)}")
+    edited = {"rows": [dict(each) for each in rows]} if rows else {}
+    words = "Checking the edited permutations" if rows else "Permutations"
+    return JobSpec("specification", {**payload, **edited}, f"{words} of {name_of(checkpoint)}")

@@ -10,7 +10,7 @@ import streamlit as st
 
 from analyzers._base import Analyzer, Result
 from ui import bench as benches
-from ui import pairs, panels, timeline
+from ui import pairs, panels, specification, timeline
 from ui.bench import Bench
 from ui.forms import options_form
 from ui.pairs import judged
@@ -128,7 +128,10 @@ def _form(analyzer: type[Analyzer], bench_id: str, job: Job | None) -> None:
         chosen, fixed = (_series if analyzer.series else _one)(bench, what, place)
     if analyzer.uses_test and isinstance(what, Ready):
         st.caption(as_text(pairs.test_words(what)))
-    values = options_form(analyzer, dict(job.payload["options"]) if job else {}, place, tuple(fixed))
+    given = dict(job.payload["options"]) if job else {}
+    if any(each.name == "specification" for each in analyzer.options()) and isinstance(what, Ready) and chosen:
+        fixed["specification"] = specification.form(what, chosen[0], str(given.get("specification", "")), place)
+    values = options_form(analyzer, given, place, tuple(fixed))
     key = f"run-{analyzer.name}"
     if st.button("Run", type="primary", icon=":material/play_arrow:", key=key, disabled=not chosen):
         _start(analyzer, what, chosen, values | fixed)

@@ -20,10 +20,14 @@ from probes.admitted import read_provenance
 from probes.checkpoint import Checkpoint
 from probes.cross_check import cross_check
 from probes.data import Batches, preview, read_batches
+from probes.equivalence import check
 from probes.errors import DataError, ModelError
 from probes.gate import judge
 from probes.models import compare, recognise, title_of
 from probes.objective import Objective, build_objective
+from probes.soups import as_safetensors
+from probes.specification_text import as_rows, as_text, from_rows
+from probes.specifications import specification
 from probes.specs import DataSpec, ModelSpec
 from workspace import admission, example
 from workspace.answering import answered
@@ -99,6 +103,32 @@ def _render(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
     _write(folder, {"file": f"export/{name}"})
 
 
+def _merge(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    asked = payload_of(payload["run"], store)
+    tick(0.0, "reading checkpoints and data")
+    analyzer = catalogue()[asked["analyzer"]](**asked["options"])
+    checkpoints = tuple(_checkpoint(text, store) for text in asked["checkpoints"])
+    objective = _objective(asked, checkpoints[0], store)
+    result = result_of(payload["run"], store)
+    point = analyzer.merged(objective, checkpoints, result, payload["which"], tick)
+    name = f"{as_filename(payload['which'])}-{payload['run'][:8]}.safetensors"
+    tick(0.95, "writing the file")
+    how = f"{analyzer.title}, {payload['which']}, of {', '.join(each.name for each in checkpoints)}"
+    as_safetensors(objective, point, folder / "export" / name, how=how, like=checkpoints[0])
+    _write(folder, {"file": f"export/{name}", "name": name, "bytes": (folder / "export" / name).stat().st_size})
+
+
+def _specification(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
+    tick(0.1, "reading checkpoint and data")
+    objective = _objective(payload, _checkpoint(payload["checkpoint"], store), store)
+    tick(0.3, "following the units through the model")
+    spec = from_rows(payload["rows"], objective) if "rows" in payload else specification(objective)
+    tick(0.6, "checking that permutations leave the function as it is")
+    gate = check(objective, spec)
+    about = {"source": spec.source, "notes": list(spec.notes), "error": gate.error, "scale": gate.scale}
+    _write(folder, {"rows": as_rows(spec), "text": as_text(spec), **about})
+
+
 def _import(payload: Payload, store: Store, folder: Path, tick: Tick) -> None:
     tick(0.0, "copying into the workspace")
     path = allowed_path(payload["path"])
@@ -131,6 +161,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         "analysis": Task(_analysis),
         "cross_check": Task(_cross_check),
         "render": Task(_render),
+        "merge": Task(_merge),
+        "specification": Task(_specification),
         "import": Task(_import),
         "example": Task(_example),
     }
