@@ -153,7 +153,8 @@ def _held(
     centre = there.centre if statistics is None else renewed(statistics, there.centre)
     try:
         found: Curvature = there.curvature or curvature(at_centre(objective, centre), options.seed, store, tick)
-        return tuple(held(found, each.plane) for each in there.slices), []
+        doubts = [] if there.curvature else list(found.doubts)
+        return tuple(held(found, each.plane) for each in there.slices), doubts
     except CurvatureError as error:
         return nothing, [f"Which share of the curvature the planes hold is not known: {error}"]
 

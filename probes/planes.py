@@ -26,6 +26,7 @@ from probes.points import Point
 Floats = NDArray[np.float64]
 Tick = Callable[[float, str], None]
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 DRAWN_FROM = 50_000  # numbers of random vectors that no other analysis of the same seed draws
 LEVEL = 1e-4  # a triangle whose height is less than this share of its side is a line
 
@@ -216,7 +217,7 @@ def _output_axis(owner: nn.Module, tensor: Tensor) -> int | None:
     """Name the axis that counts filters; None where the whole tensor is one."""
     if type(owner).__name__ == "Conv1D" and hasattr(owner, "nf"):  # transformers' GPT-2: (inputs, outputs)
         return 1
-    if type(owner).__module__.startswith("torch.nn.modules"):
+    if type(owner).__module__.startswith("torch.nn.modules") and not isinstance(owner, CONTAINERS):
         return 0
     long = [axis for axis, side in enumerate(tensor.shape) if side > 1]
     return long[0] if len(long) > 1 else None

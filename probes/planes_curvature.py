@@ -19,6 +19,7 @@ from probes.memory import spare_bytes
 from probes.objective import Objective
 from probes.planes import Direction, Plane, Tick, spanned
 from probes.points import Point, point_of
+from probes.self_check import check_curvature
 from probes.trace import Estimate, Remainder, frobenius_of
 
 SKETCH = 12  # Lanczos steps where no eigenvalue is asked for: they take the outliers out of the estimate
@@ -29,11 +30,15 @@ DRAWN_FROM = 60_000
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """The Hessian at the centre of planes: products, the Krylov space that was searched, and its Frobenius norm."""
+    """The Hessian at the centre of planes: products, the Krylov space that was searched, and its Frobenius norm.
+
+    doubts: what the check of the second derivative left to say.
+    """
 
     operator: Symmetric
     lanczos: Lanczos
     frobenius: Estimate
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ def curvature(
 ) -> Curvature:
     """Run Lanczos for so many of the largest eigenvalues (0: a few steps) and estimate the Frobenius norm.
 
-    A killed run goes on from what `store` kept. Raises CurvatureError: no second derivative, or too little memory for
-    the vectors.
+    The second derivative is checked first. A killed run goes on from what `store` kept. Raises CurvatureError: no
+    (right) second derivative, or too little memory for the vectors.
     """
     wanted = Wanted(top or 2, 0, tolerance, MOST + 2 * top if top else SKETCH)
     _check_memory(objective, wanted)
     product, done = HessianProduct(objective), [0]
+    doubts = check_curvature(objective, product, seed)
     usual = (10 + 4 * top if top else SKETCH) + SAMPLES
 
     def apply(v: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ def curvature(
     kept = store.load("frobenius")
     samples = _samples(operator, remainder, seed) if kept is None else kept["samples"]
     store.save("frobenius", {"samples": samples})
-    return Curvature(operator, lanczos, frobenius_of(remainder, samples, objective.dtype))
+    return Curvature(operator, lanczos, frobenius_of(remainder, samples, objective.dtype), doubts)
 
 
 def held(found: Curvature, plane: Plane) -> Held:

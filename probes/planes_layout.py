@@ -87,7 +87,7 @@ class Scene:
 
     def __init__(self, objective: Objective, checkpoints: Sequence[Checkpoint], wish: Wish) -> None:
         self.objective, self.given = objective, tuple(checkpoints)
-        self.order, self.labels = tuple(range(len(self.given))), [each.name for each in self.given]
+        self.order, self.labels = tuple(range(len(self.given))), _told_apart([each.name for each in self.given])
         self.doubts: list[str] = []
         self.is_path = False
         try:
@@ -106,6 +106,12 @@ class Scene:
     def point(self, place: int) -> Point:
         """Return the weights of one checkpoint, by its place in what was given."""
         return point_of(self.objective if place == 0 else self.objective.at(self.given[place]))
+
+    def label(self, letters: Mapping[int, str]) -> None:
+        """Put letters before the names of checkpoints that have none yet."""
+        for place, letter in letters.items():
+            if not self.labels[place].startswith(f"{letter}: "):
+                self.labels[place] = f"{letter}: {self.labels[place]}"
 
     def _centre(self, wish: Wish) -> int:
         if wish.kind == "checkpoints" or wish.centre == "first" or len(self.given) == 1:
@@ -135,6 +141,7 @@ def laid(
     elif wish.kind == "hessian":
         there = objective.moved(centre.theta, centre.buffers)
         found = curvature(there, wish.seed, store, tick, top=2 * wish.count, tolerance=wish.tolerance)
+        doubts += found.doubts
         slices = _hessian(there, found, wish, doubts)
     elif wish.kind == "checkpoints":
         slices = _triangles(scene, centre, wish)
@@ -162,7 +169,8 @@ def _hessian(there: Objective, found: Curvature, wish: Wish, doubts: list[str]) 
     slices = []
     loss = float(read(there, point_of(there)).loss[0])
     rise = NATS if there.loss in ENTROPIES else 10 * loss or 1.0
-    longest = math.sqrt(inner(there.theta, there.theta))
+    centre = point_of(there).theta
+    longest = math.sqrt(inner(centre, centre))
     for number in range(wish.count):
         plane, pairs, missing = eigenplane(found, there, number, wish.tolerance)
         doubts += missing
@@ -188,12 +196,14 @@ def _triangles(scene: Scene, centre: Point, wish: Wish) -> list[Slice]:
     second, slices = scene.point(1), []
     for third in range(2, min(len(scene.given), 2 + wish.count)):
         plane = through(centre, second, scene.point(third))
-        names = [scene.labels[place] for place in (0, 1, third)]
+        letters = ("A", "B", chr(ord("C") + (third - 2) % 24))
+        scene.label(dict(zip((0, 1, third), letters, strict=True)))
         corners = [projected(plane, each) for each in (second, scene.point(third))]
         x, y = _around([Place(0, 0, 0), *corners], wish)
-        labels = (f"Distance from {names[0]} towards {names[1]}", f"Distance at a right angle, towards {names[2]}")
+        labels = ("Distance from A towards B", f"Distance at a right angle, towards {letters[2]}")
         facts = {"corners": [0, 1, third]}
-        slices.append(Slice(plane, x, y, f"Plane through {', '.join(names)}", labels, facts=facts))
+        title = f"Plane through the checkpoints A, B and {letters[2]}"
+        slices.append(Slice(plane, x, y, title, labels, facts=facts))
     return slices
 
 
@@ -210,8 +220,7 @@ def _trajectory(scene: Scene, centre: Point, wish: Wish) -> list[Slice]:
         shares = found.shares[2 * number : 2 * number + 2]
         x, y = _around([Place(0, 0, 0), *(projected(found.plane, each) for each in points)], wish)
         labels = tuple(
-            f"Distance along principal component {2 * number + i} ({100 * share:.3g} %)"
-            for i, share in enumerate(shares, 1)
+            f"Distance along component {2 * number + i} ({100 * share:.3g} %)" for i, share in enumerate(shares, 1)
         )
         title = f"Plane of the trajectory's principal components {2 * number + 1} and {2 * number + 2}"
         facts = {"explained": list(shares), "spectrum": list(found.shares)}
@@ -234,6 +243,12 @@ def _marked(scene: Scene, slices: Sequence[Slice], statistics: Objective | None)
         Slice(each.plane, each.x, each.y, each.title, each.labels, tuple(found), each.facts)
         for each, found in zip(slices, marks, strict=True)
     ]
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """Number names that occur more than once."""
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [f"{name} ({count})" if names.count(name) > 1 else name for name, count in zip(names, counts, strict=True)]
 
 
 def _even(reach: float, count: int) -> Floats:
