@@ -123,7 +123,9 @@ def test_repair_at_the_midpoint(real: Path) -> None:
         assert found.layers == ("0", "3") and not found.notes
         accuracy = read(few, found.point).accuracy
         assert accuracy is not None and round(100 * accuracy[0], 2) == percent
-        before = variance_ratios(moments_at(few, between(a, other, 0.5)), mine, theirs)
-        after = variance_ratios(moments_at(few, found.point), mine, theirs)
+        at = [
+            moments_at(objective.chosen(range(200)), each) for each in (a, other, between(a, other, 0.5), found.point)
+        ]
+        before, after = (variance_ratios(each, *at[:2]) for each in at[2:])
         assert before["3"] < (0.35 if other is b else 0.9) and after["3"] > before["3"]
         assert after["0"] == pytest.approx(1, abs=0.3)
