@@ -10,6 +10,7 @@ from torch import Tensor
 
 from analyzers._connectivity_run import Reports, Run, part_of
 from analyzers._connectivity_values import number
+from probes.errors import ModelError
 from probes.permutations import Found, PermutationSpec, displaced
 from probes.points import Point, at, between, distance, tensors_of
 
@@ -21,9 +22,10 @@ EPOCHS, ITERATIONS = 5, 100  # of the matchers that follow a gradient
 WORDS = {
     "weights": "weight matching",
     "activations": "activation matching",
-    "straight-through": "the straight-through matcher",
-    "sinkhorn": "Sinkhorn matching",
+    "straight-through": "weight matching, then the straight-through matcher",
+    "sinkhorn": "weight matching, then Sinkhorn matching",
 }
+CHOSEN_BY_LOSS = (WORDS["straight-through"], WORDS["sinkhorn"])
 
 
 def match(run: Run, tick: Reports) -> None:
@@ -42,7 +44,7 @@ def match(run: Run, tick: Reports) -> None:
         run.tick.save("matching", kept)
     run.found = {each.name: np.asarray(kept[f"permutation_{each.name}"], dtype=np.int64) for each in run.spec}
     tick(MATCHED, "checking the permutation that was found")
-    found = check(at(run.objective, run.b), run.spec, found=run.found)
+    found = check(at(run.objective, run.b), run.spec, seeds=(), found=run.found)
     run.arrays |= {f"permutation_{name}": each for name, each in run.found.items()}
     run.values |= {
         **_told(run, kept),
@@ -71,7 +73,13 @@ def _chosen(run: Run, tick: Reports) -> dict[str, Any]:
     names = list(WORDS) if asked == "best of all" else [asked]
     tried: list[tuple[str, Matching, float]] = []
     for place, name in enumerate(names):
-        found = _matching(run, name, part_of(tick, place / len(names), (place + 1) / len(names)))
+        try:
+            found = _matching(run, name, part_of(tick, place / len(names), (place + 1) / len(names)))
+        except ModelError as error:
+            if len(names) == 1:
+                raise
+            run.doubt(f"Not tried, {WORDS[name]}: {error}")
+            continue
         tried.append((name, found, _half_way(run, found) if len(names) > 1 else 0.0))
     name, best, _ = min(tried, key=lambda each: each[2])
     rows = [(each.distance, each.agreement, each.sweeps) for each in best.restarts]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from analyzers import _connectivity_asked as asked
 from analyzers import _connectivity_ways as ways
 from analyzers._base import Tick
 from analyzers._connectivity_dropout import dropout
-from analyzers._connectivity_matching import match
+from analyzers._connectivity_matching import CHOSEN_BY_LOSS, match
 from analyzers._connectivity_run import Both, Reports, Run, part_of
 from analyzers._connectivity_values import number, numbers, put_line, reduction, stage_of
 from probes.errors import DataError
@@ -177,33 +178,61 @@ def _soups(run: Run, tick: Reports) -> None:
 
 
 def _judge(run: Run) -> None:
-    """Write the verdict on what is known so far, once there are both lines."""
-    values, options = run.values, run.options
+    """Write the verdict on what is known so far, once there are both lines; on the test data, too."""
+    values, definition = run.values, run.options.definition
     if "threshold" not in values:
         return
     names = [each for each in ("naive", "matched", "repaired") if each in values["barrier"]]
     names += ["curve"] if "curve" in values else []
-    restarts = values["restarts"]
-    grounds = Grounds(
-        threshold_of(values["ends"]["loss"], asked.chance_loss(run), options.threshold),
-        options.definition,
+    grounds = _grounds(run)
+    found = verdict([stage_of(values, each, definition) for each in names], grounds)
+    values |= {
+        "verdict": found.name, "verdict_firm": found.firm, "verdict_sentence": found.sentence,
+        "verdict_evidence": list(found.evidence), "definition_words": DEFINITIONS[definition],
+    }  # fmt: skip
+    if run.test is not None:
+        examples = len(run.test.inputs)
+        tested = verdict(
+            [stage_of(values, each, definition, "test_") for each in names], replace(grounds, examples=examples)
+        )
+        values |= {
+            "test_verdict": tested.name,
+            "test_verdict_firm": tested.firm,
+            "test_verdict_sentence": tested.sentence,
+        }
+
+
+def _grounds(run: Run) -> Grounds:
+    values, restarts = run.values, run.values["restarts"]
+    treatments = {
+        "none": "The model has no BatchNorm",
+        "measured anew": "BatchNorm statistics are measured anew at every point, on the data",
+        "as interpolated": "BatchNorm statistics are interpolated like the weights",
+    }
+    return Grounds(
+        threshold_of(values["ends"]["loss"], asked.chance_loss(run), run.options.threshold),
+        run.options.definition,
         values["matcher"],
         tuple(each["distance"] for each in restarts),
         min((each["agreement"] for each in restarts), default=1.0),
         values["equivalence_error"],
         values["examples"],
         len(run.weights),
-        {
-            "none": "The model has no BatchNorm",
-            "measured anew": "BatchNorm statistics are measured anew at every point, on the data",
-            "as interpolated": "BatchNorm statistics are interpolated like the weights",
-        }[values["batch_norm"]],
+        treatments[values["batch_norm"]],
     )
-    found = verdict([stage_of(values, each, options.definition) for each in names], grounds)
-    values |= {
-        "verdict": found.name, "verdict_firm": found.firm, "verdict_sentence": found.sentence,
-        "verdict_evidence": list(found.evidence), "definition_words": DEFINITIONS[options.definition],
-    }  # fmt: skip
+
+
+def _caveats(run: Run) -> tuple[str, ...]:
+    """Return the caveats, with what the verdict calls for now."""
+    values, more = run.values, []
+    if values.get("test_verdict", values.get("verdict")) != values.get("verdict"):
+        more.append(f"On the test data the verdict would be another. {values['test_verdict_sentence']}")
+    if len(values.get("matchers", ())) > 1 or values.get("matcher") in CHOSEN_BY_LOSS:
+        more.append(
+            "The permutation was chosen by the loss half-way on these data, so that its barrier is a little too low on "
+            "them; test data do not know of the choice."
+        )
+    return (*run.caveats, *more)
 
 
 def _result(run: Run) -> ModeConnectivityResult:
@@ -212,4 +241,4 @@ def _result(run: Run) -> ModeConnectivityResult:
     card = run.objective.card() | {"seed": run.options.seed, "checkpoint": None}
     card["checkpoints"] = [each.name for each in run.checkpoints[:2]]
     values = {key: each for key, each in run.values.items() if not key.startswith("_")}
-    return ModeConnectivityResult("mode_connectivity", card, values, dict(run.arrays), tuple(run.caveats))
+    return ModeConnectivityResult("mode_connectivity", card, values, dict(run.arrays), _caveats(run))

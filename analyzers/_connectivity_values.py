@@ -64,13 +64,14 @@ def reduction(before: Readings, after: Readings, weights: Floats) -> dict[str, f
     return {"value": number(value), "low": number(float(low)), "high": number(float(high))}
 
 
-def stage_of(values: Mapping[str, Any], name: str, definition: str) -> Stage:
-    """Return the barrier of a stage by a definition as the verdict takes it; infinite where it is not known."""
+def stage_of(values: Mapping[str, Any], name: str, definition: str, of: str = "") -> Stage:
+    """Return the barrier of a stage as the verdict takes it, infinite where it is not known; of: "" or "test_"."""
     from probes.verdict import Stage
 
-    found = values["curve"] if name == "curve" else values
-    pick = lambda key: (found[key] if name == "curve" else found[key][name])[definition]
-    value, low, high = (pick(key) for key in ("barrier", "barrier_low", "barrier_high"))
+    curve = name == "curve"
+    found = values["curve"] if curve else values
+    pick = lambda end: (found[f"{of}barrier{end}"] if curve else found[f"{of}barrier{end}"][name])[definition]
+    value, low, high = (pick(end) for end in ENDS)
     if value is None:
         return Stage(name, math.inf, math.inf, math.inf)
     return Stage(name, value, low, high)
