@@ -13,7 +13,7 @@ from analyzers._series_figures import as_labels
 from probes.errors import ProbeError
 
 Values = Mapping[str, Any]
-SHORT = 28  # letters of a name on an axis
+SHORT = 22  # letters of a name on an axis
 TOWERS = 8  # times the greatest value between the checkpoints: what lies higher, beyond them, leaves the axis
 FAINT = "#8A94A0"
 LINES = {"": (COLOURS[0], "solid", "data"), "test_": (COLOURS[1], "dash", "test data")}
