@@ -68,8 +68,8 @@ def _recovery(card: Mapping[str, Any], values: Values) -> go.Figure:
     result.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{each:g}" for each in ticks])
     result.update_xaxes(anchor="y" if len(panels) == 1 else "y2", range=_span(values["share"]))
     chosen = 100 * values["chosen"]["share"]
-    line = {"color": INK, "width": 1, "dash": "dot"}
-    result.add_vline(x=chosen, line=line, layer="below")
+    line = {"color": INK, "width": 1, "dash": "dashdot"}
+    result.add_shape(type="line", x0=chosen, x1=chosen, y0=0, y1=1, yref="paper", line=line, layer="below")
     result.add_scatter(x=[None], y=[None], mode="lines", line=line, name="share of the other figures")
     result.update_layout(
         height=300 * len(panels) + 170, legend={"y": -0.13 if len(panels) > 1 else -0.2}, margin={"r": 120}
