@@ -181,13 +181,14 @@ def _as_logits(model: PreTrainedModel) -> nn.Module:
         model.config.get_text_config().pad_token_id if kind.__name__.endswith("ForSequenceClassification") else None
     )
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:  # noqa: ARG001
+    original: Callable[..., Any] = kind.forward
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:  # of a copy too: it must run the copy's own weights
         more: dict[str, Any] = {} if padding is None else {"attention_mask": (x != padding).long()}
         if kind.__name__.endswith(("ForCausalLM", "LMHeadModel")):
             more["use_cache"] = False
-        return original(**{main: x}, return_dict=True, **more).logits  # type: ignore[no-any-return]
+        return original(self, **{main: x}, return_dict=True, **more).logits  # type: ignore[no-any-return]
 
-    original: Callable[..., Any] = kind.forward.__get__(model)
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     module: nn.Module = model.eval()
     return module

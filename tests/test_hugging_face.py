@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -84,6 +85,22 @@ def test_the_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None
         assert torch.allclose(module(x), again(x).logits, atol=1e-6)
     assert checkpoint.parameters == sum(each.numel() for each in model.parameters())
     assert {name for name, _ in module.named_parameters()} == {name for name, _ in model.named_parameters()}
+
+
+def test_a_copy_runs_its_own_weights(tmp_path: Path) -> None:
+    model, x = oracle("gpt2")
+    model.save_pretrained(tmp_path / "gpt2")
+    checkpoint = read_checkpoint(tmp_path / "gpt2")
+    spec = recognise(checkpoint).spec
+    assert spec is not None
+    module = load_model(spec, checkpoint)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        before = module(x)
+        for each in other.parameters():
+            each.zero_()
+        assert torch.equal(module(x), before)
+        assert not other(x).any()
 
 
 def test_padding_is_masked_in_sequence_classification(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKBENCH = "pages/workbench.py"
 JOBS = "pages/jobs.py"
 RUN = "pages/training_run.py"
-HEADINGS = {"hessian_spectrum": "Curvature"}  # in the side bar; a series is "Training run", the rest "Analyses"
+HEADINGS = {"hessian_spectrum": "Curvature"}  # in the side bar, where neither a run nor a pair is asked for
+PAIRS = "Between checkpoints"
 WHOLE_RUN = "What has been measured of this training run, on one time axis?"
 
 
@@ -26,7 +27,7 @@ def navigation() -> StreamlitPage:
     bench = st.Page(WORKBENCH, title="Workbench", icon=":material/build:", default=True)
     queue = st.Page(JOBS, title="Jobs", icon=":material/list_alt:")
     whole = st.Page(RUN, title="The whole run", help=WHOLE_RUN, icon=":material/stacked_line_chart:")
-    pages: dict[str, list[StreamlitPage]] = {"": [bench], "Curvature": [], "Training run": [whole]}
+    pages: dict[str, list[StreamlitPage]] = {"": [bench], "Curvature": [], "Training run": [whole], PAIRS: []}
     for name, analyzer in catalogue().items():
         if (ROOT / "pages" / f"{name}.py").is_file():
             path, icon = f"pages/{name}.py", ":material/monitoring:"
@@ -37,7 +38,8 @@ def navigation() -> StreamlitPage:
 
 def heading_of(analyzer: type[Analyzer]) -> str:
     """Return under which heading of the side bar an analyzer stands."""
-    return HEADINGS.get(analyzer.name, "Training run" if analyzer.series else "Analyses")
+    usual = "Training run" if analyzer.series else PAIRS if analyzer.roles else "Analyses"
+    return HEADINGS.get(analyzer.name, usual)
 
 
 def heading(title: str, sentence: str) -> None:

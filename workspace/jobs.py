@@ -27,6 +27,8 @@ LANES: Mapping[str, Lane] = {
     "gate": "device",
     "analysis": "device",
     "cross_check": "device",
+    "merge": "device",
+    "specification": "device",
     "example": "device",
     "inspect": "bench",
     "compare": "bench",
