@@ -46,7 +46,8 @@ def test_the_command_writes_what_the_page_shows(real: Path, tmp_path: Path) -> N
     words = ["run", "loss_path", *(word for each in paths for word in ("--checkpoint", each))]
     words += [word for each in files for word in ("--data", each)]
     words += [word for each in files for word in ("--test-data", each)]
-    words += ["--examples", "60", "--test-examples", "50", "--set", "points=7", "--set", "refine=2", "--out", str(tmp_path / "out")]
+    words += ["--examples", "60", "--test-examples", "50", "--set", "points=7", "--set", "refine=2"]
+    words += ["--out", str(tmp_path / "out")]
     assert main(words) == 0
     values = json.loads((tmp_path / "out" / "result.json").read_text())["values"]
     assert len(values["alpha"]) == len(values["loss"]) == len(values["test_accuracy"]) == 9
