@@ -194,7 +194,7 @@ def _two_levels(a: Tensors, b: Tensors, spec: PermutationSpec, outer: Permutatio
         theirs = [{block.key: block.part(b[block.tensor], slot) for block in blocks} for slot in slots]
         now = sum(inner_product(one, other) for one, other in zip(ours, theirs, strict=True))
     within = [_within(spec, outer, blocks, slot, a) for slot in slots]
-    pairs = [[_best_within(ours[u], theirs[v], within[u], clock) for v in slots] for u in slots]
+    pairs = [[best_together(ours[u], theirs[v], within[u], clock) for v in slots] for u in slots]
     with clock.assigning():
         worth = np.array([[value for value, _ in row] for row in pairs])
         pi = best_assignment(worth)
@@ -236,28 +236,32 @@ def _within(
     return PermutationSpec(tuple(found), spec.source)
 
 
-def _best_within(a: Tensors, b: Tensors, spec: PermutationSpec, clock: Clock) -> tuple[float, dict[str, Indices]]:
-    """Return what a pair of slots is worth under the best permutations within, and these.
+def best_together(a: Tensors, b: Tensors, spec: PermutationSpec, clock: Clock) -> tuple[float, dict[str, Indices]]:
+    """Return the inner product under the best permutations of a specification (of a pair of slots), and these.
 
-    Permutations that share a tensor take turns until none gains: a rise in every step, though not always the summit.
+    Permutations that share a tensor take turns until none gains, each of them being the first once: a rise in every
+    step, though not always to the summit.
     """
+    turns = spec.outermost()
+    if not _share_nothing(spec, turns):
+        orders = [turns[first:] + turns[:first] for first in range(len(turns))]
+        return max((_in_turn(a, b, spec, order, clock) for order in orders), key=lambda each: each[0])
     with clock.multiplying():
         worth = inner_product(a, b)
-    turns = spec.outermost()
-    if _share_nothing(spec, turns):
-        best = [solved(a, b, spec, each, clock) for each in turns]
-        found = {name: pi for each in best for name, pi in each.then.items()}
-        return worth + sum(each.gain for each in best), found
-    return _in_turn(a, b, spec, clock)
+    best = [solved(a, b, spec, each, clock) for each in turns]
+    found = {name: pi for each in best for name, pi in each.then.items()}
+    return worth + sum(each.gain for each in best), found
 
 
-def _in_turn(a: Tensors, b: Tensors, spec: PermutationSpec, clock: Clock) -> tuple[float, dict[str, Indices]]:
+def _in_turn(
+    a: Tensors, b: Tensors, spec: PermutationSpec, turns: tuple[Permutation, ...], clock: Clock
+) -> tuple[float, dict[str, Indices]]:
     worth, still = inner_product(a, b), identity(spec)
     least = GAIN * (inner_product(a, a) * inner_product(b, b)) ** 0.5
     found, gained = still, True
     while gained:
         gained = False
-        for each in spec.outermost():
+        for each in turns:
             then = solved(a, b, spec, each, clock).then
             with clock.multiplying():
                 moved = permuted(b, spec, then)

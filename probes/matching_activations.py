@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.assignment import GAIN, Clock, Tensors, best_assignment, family, solved
+from probes.assignment import GAIN, Clock, Tensors, best_assignment, best_together, family
 from probes.coordinate_ascent import Tick
 from probes.matching import Matching, check, distance_between, weight_matching
 from probes.objective import Objective
-from probes.permutations import Indices, Permutation, PermutationSpec, Use, identity, permuted
+from probes.permutations import Indices, PermutationSpec, Use, identity, permuted
 from probes.points import Point, at, tensors_of
 from probes.unit_views import MADE, READ, Spot, View, best_views, seen, views_of
 
@@ -53,14 +53,15 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What is measured for an outermost permutation: of its units, or of all features where others lie within it.
+    """What is measured together: one permutation's units, or all features of spots that several permutations move.
 
-    inner: the permutation and those within it, as they act on the features of each spot; None where none lie within.
+    together: the permutations, as they act on the features of each spot; None for the units of one.
     """
 
+    names: tuple[str, ...]
     views: tuple[View, ...]
     moments: tuple[Moments, ...]
-    inner: PermutationSpec | None
+    together: PermutationSpec | None
 
     def worth(self) -> dict[Spot, Tensor]:
         """Return the correlations at each spot."""
@@ -72,19 +73,20 @@ def activation_matching(
 ) -> Matching:
     """Match the units of b to those of a by the correlation of their activations over the examples.
 
-    A permutation with others within its slots is solved with them at once: a pair of heads is worth what the best
-    assignment of the units within them gives. Permutations whose units no layer shows are matched by their weights, and
+    Permutations of the same features are solved at once: a pair of heads is worth what the best assignment of the units
+    within them gives. Permutations whose units no layer shows are matched by their weights, and
     the notes name them. Nothing is stored but sums. Raises ModelError where a tensor is missing.
     """
     a, b = tensors_of(objective, point_a), tensors_of(objective, point_b)
     check(a, b, spec)
-    clock, found, hidden = Clock(), identity(spec), []
+    clock, found = Clock(), identity(spec)
+    hidden: list[str] = []
     with clock.multiplying():
         asked = _measured(objective, point_a, point_b, spec, lambda share, doing: tick(0.9 * share, doing))
-    for each in spec.outermost():
-        then = _assigned(each, asked[each.name], clock)
+    for each in asked:
+        then = _assigned(each, clock)
         found |= then or {}
-        hidden += [] if then else [each.name]
+        hidden += [] if then else each.names
     found |= _by_weights(a, permuted(b, spec, found), spec, hidden)
     tick(1.0, "matched")
     return Matching(
@@ -96,36 +98,59 @@ def activation_matching(
     )
 
 
-def _ask(spec: PermutationSpec, permutation: Permutation, views: Mapping[str, list[View]]) -> _Asked:
+def _ask(spec: PermutationSpec, views: Mapping[str, list[View]]) -> list[_Asked]:
     """Choose where to look: where units have answered, else what layers read, else what they make; with heads, both."""
-    mine = views[permutation.name]
-    if not permutation.inner:
-        chosen = best_views(mine)
-        return _Asked(chosen, tuple(Moments() for _ in chosen), None)
-    chosen = tuple(each for each in mine if each.rank in (READ, MADE))
-    spots, members = {each.spot for each in chosen}, []
-    for each in family(spec, permutation):
+    asked = []
+    for names in _overlapping(spec, views):
+        if len(names) == 1 and not spec[names[0]].inner:
+            chosen, together = best_views(views[names[0]]), None
+        else:
+            chosen = tuple(
+                {view.spot: view for name in names for view in views[name] if view.rank in (READ, MADE)}.values()
+            )
+            together = _together(spec, names, views, {view.spot for view in chosen})
+        asked.append(_Asked(names, chosen, tuple(Moments() for _ in chosen), together))
+    return asked
+
+
+def _together(
+    spec: PermutationSpec, names: tuple[str, ...], views: Mapping[str, list[View]], spots: set[Spot]
+) -> PermutationSpec:
+    """Return permutations and those within them as they act on the features of spots."""
+    members = []
+    for each in (each for name in names for each in family(spec, spec[name])):
         uses = [Use(view.spot.name, 0, view.index) for view in views[each.name] if view.spot in spots]
         members.append(replace(each, uses=tuple(uses)))
-    return _Asked(chosen, tuple(Moments() for _ in chosen), PermutationSpec(tuple(members), spec.source))
+    return PermutationSpec(tuple(members), spec.source)
 
 
-def _measured(
-    objective: Objective, point_a: Point, point_b: Point, spec: PermutationSpec, tick: Tick
-) -> dict[str, _Asked]:
+def _overlapping(spec: PermutationSpec, views: Mapping[str, list[View]]) -> list[tuple[str, ...]]:
+    """Group the outermost permutations: those that move the same features of a spot go together."""
+    groups: list[tuple[tuple[str, ...], set[tuple[Spot, int]]]] = []
+    for each in spec.outermost():
+        names: tuple[str, ...] = (each.name,)
+        held = {(v.spot, int(i)) for v in views[each.name] for i in v.index.reshape(-1)}
+        for group in [group for group in groups if group[1] & held]:
+            groups.remove(group)
+            names, held = group[0] + names, group[1] | held
+        groups.append((names, held))
+    return [names for names, _ in groups]
+
+
+def _measured(objective: Objective, point_a: Point, point_b: Point, spec: PermutationSpec, tick: Tick) -> list[_Asked]:
     """Run both networks over the examples and sum up what is seen of their units."""
     one, two = at(objective, point_a), at(objective, point_b)
     views = views_of(one, spec)
 
-    def work() -> dict[str, _Asked]:
-        asked = {each.name: _ask(spec, each, views) for each in spec.outermost()}
-        spots = {view.spot for each in asked.values() for view in each.views}
+    def work() -> list[_Asked]:
+        asked = _ask(spec, views)
+        spots = {view.spot for each in asked for view in each.views}
         for part in objective.parts():
             ours, theirs = seen(one, part, spots), seen(two, part, spots)
-            for each in asked.values():
+            for each in asked:
                 for view, moments in zip(each.views, each.moments, strict=True):
                     for left, right in zip(ours[view.spot], theirs[view.spot], strict=True):
-                        index = None if each.inner else view.index
+                        index = None if each.together else view.index
                         moments.add(_observations(left, view.spot, index), _observations(right, view.spot, index))
             tick(part.stop / len(objective.inputs), "activations")
         return asked
@@ -141,19 +166,18 @@ def _observations(values: Tensor, spot: Spot, index: Indices | None) -> Tensor:
     return rows[:, torch.as_tensor(index, device=rows.device)].transpose(1, 2).flatten(0, 1)
 
 
-def _assigned(permutation: Permutation, asked: _Asked, clock: Clock) -> dict[str, Indices] | None:
-    """Return the best assignment of a permutation's units and of those within; None where they were not seen."""
+def _assigned(asked: _Asked, clock: Clock) -> dict[str, Indices] | None:
+    """Return the best assignment of what was measured together; None where some units were not seen."""
     worth = asked.worth()
-    if asked.inner is None:
+    if asked.together is None:
         with clock.assigning():
             total = sum(each.cpu().numpy() for each in worth.values())
-            return {permutation.name: best_assignment(np.asarray(total))} if worth else None
-    seen = {spot.name: each for spot, each in worth.items()}
-    if not all(any(use.tensor in seen for use in each.uses) for each in asked.inner):
+            return {asked.names[0]: best_assignment(np.asarray(total))} if worth else None
+    if not all(each.uses for each in asked.together):
         return None
-    units = {name: torch.eye(len(each), dtype=each.dtype, device=each.device) for name, each in seen.items()}
-    turned = {name: each.T for name, each in seen.items()}  # so that the product of rows u and v is their correlation
-    return solved(units, turned, asked.inner, asked.inner[permutation.name], clock).then
+    units = {spot.name: torch.eye(len(each), dtype=each.dtype, device=each.device) for spot, each in worth.items()}
+    turned = {spot.name: each.T for spot, each in worth.items()}  # the product of rows u and v is their correlation
+    return best_together(units, turned, asked.together, clock)[1]
 
 
 def _by_weights(a: Tensors, b: Tensors, spec: PermutationSpec, hidden: list[str]) -> dict[str, Indices]:

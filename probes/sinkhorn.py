@@ -35,7 +35,7 @@ class Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
-        """Scale until rows and columns sum to one within 1e-10."""
+        """Scale until rows and columns sum to one within 1e-10, or as near as a thousand turns come."""
         p = _scaled(logits.detach().double())
         ctx.save_for_backward(p)
         result: Tensor = p.to(logits.dtype)
