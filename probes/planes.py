@@ -238,12 +238,19 @@ def _scaled(direction: Direction, factor: float) -> Direction:
 
 def _combined(directions: Sequence[Direction], weights: Sequence[float] | Floats) -> Direction:
     parts = list(zip(directions, map(float, weights), strict=True))
-    theta = tuple(
-        torch.stack([weight * each.theta[index] for each, weight in parts]).sum(0)
-        for index in range(len(directions[0].theta))
-    )
+    theta = [_sum([(each.theta[index], weight) for each, weight in parts]) for index in range(len(directions[0].theta))]
     names = directions[0].buffers
-    return Direction(theta, {name: sum(w * each.buffers[name] for each, w in parts) for name in names})  # type: ignore[misc]
+    return Direction(
+        tuple(theta), {name: _sum([(each.buffers[name], weight) for each, weight in parts]) for name in names}
+    )
+
+
+def _sum(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
+    first, weight = parts[0]
+    total = first * weight
+    for each, more in parts[1:]:
+        total.add_(each, alpha=more)
+    return total
 
 
 def _check_alike(first: Point, *others: Point) -> None:

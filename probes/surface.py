@@ -8,7 +8,8 @@ error that is stated is made of those predictions alone. No torch here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class Surface:
     held: int
     model: str
     complete: bool
-    batches: tuple[int, ...] = field(default=())
+    batches: tuple[int, ...] = ()
 
     @property
     def range(self) -> tuple[float, float]:
@@ -192,11 +193,14 @@ def _fitted(known: _Known) -> dict[_Model, Floats]:
             "smaller span."
         )
     logs = (False, True) if values[fit].min() > 0 else (False,)
-    models = [_Model(kernel, log) for log in logs for kernel in KERNELS]
-    nodes = _nodes(known.shape)
-    return {
-        each: _interpolated(places[fit], values[fit], each, nodes, known.shape).reshape(known.shape) for each in models
-    }
+    nodes, found = _nodes(known.shape), {}
+    for model in (_Model(kernel, log) for log in logs for kernel in KERNELS):
+        with suppress(np.linalg.LinAlgError):  # points on a curve do not settle a polynomial
+            drawn = _interpolated(places[fit], values[fit], model, nodes, known.shape)
+            found[model] = drawn.reshape(known.shape)
+    if not found:
+        raise ObjectiveError("The points of the plane where the loss is finite lie on a line; choose a smaller span.")
+    return found
 
 
 def _interpolated(places: Floats, values: Floats, model: _Model, at: Floats, shape: tuple[int, int]) -> Floats:
@@ -260,13 +264,11 @@ def _surface(
     points = np.array([[_coordinate(x, column), _coordinate(y, row)] for column, row in known.places])
     rows = np.array(known.rows, dtype=np.float64)
     held = sum(known.batches[-POOLED:])
-    base = Surface(x, y, values, known.taken, points, rows, stated, held, model.name, complete)
-    return replace(base, batches=tuple(known.batches))
+    return Surface(x, y, values, known.taken, points, rows, stated, held, model.name, complete, tuple(known.batches))
 
 
 def _spread(known: _Known) -> float:
-    finite = known.values[np.isfinite(known.values)]
-    return float(np.ptp(finite))
+    return float(np.ptp(known.values[np.isfinite(known.values)]))
 
 
 def _nodes(shape: tuple[int, int]) -> Floats:
