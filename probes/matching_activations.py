@@ -32,10 +32,9 @@ class Moments:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Add observations, each (observations, units)."""
-        a, b = a.double(), b.double()
         if self.shift is None:
-            self.shift = a.mean(0), b.mean(0)
-        a, b = a - self.shift[0], b - self.shift[1]
+            self.shift = a.mean(0, dtype=torch.float64), b.mean(0, dtype=torch.float64)
+        a, b = (each.to(torch.float64, copy=True).sub_(mean) for each, mean in zip((a, b), self.shift, strict=True))
         new = [a.sum(0), b.sum(0), a.square().sum(0), b.square().sum(0), a.T @ b]
         self.sums = [one + other for one, other in zip(self.sums, new, strict=True)] if self.sums else new
         self.count += len(a)
@@ -161,7 +160,7 @@ def _measured(objective: Objective, point_a: Point, point_b: Point, spec: Permut
 def _observations(values: Tensor, spot: Spot, index: Indices | None) -> Tensor:
     """Put activations into rows: (observations, units), every position and every slot an observation."""
     rows = values.detach().movedim(spot.axis, -1).flatten(0, -2)
-    if index is None:
+    if index is None or np.array_equal(index, np.arange(rows.shape[1])[:, None]):
         return rows
     return rows[:, torch.as_tensor(index, device=rows.device)].transpose(1, 2).flatten(0, 1)
 
