@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from analyzers._connectivity_matching import by_weights
 from analyzers._connectivity_run import Reports, Run, part_of
@@ -14,7 +15,7 @@ from analyzers._connectivity_values import number, numbers, stage_values
 from probes.controls import gain, noise_like, planted
 from probes.layer_match import LayerBarrier, Moved, layer_barriers, tensor_matches, variance_ratios
 from probes.layer_moments import moments_at
-from probes.losses import evaluation
+from probes.losses import Tally, evaluation
 from probes.points import Point, between, distance, tensors_of
 from probes.unit_pairs import LIMIT, UnitPair, activities, unit_pairs
 
@@ -27,7 +28,9 @@ def chance_loss(run: Run) -> float:
     known = run.values.get("chance_loss")
     if known is not None:
         return float(known)
-    found = evaluation(run.objective.loss, [run.objective.tallied()], run.objective.targets).chance_loss
+    data = run.lines["naive"].data
+    counts, losses = torch.as_tensor(data.counts), torch.as_tensor(data.losses[0])
+    found = evaluation(run.objective.loss, [Tally(counts, losses, None)], run.objective.targets).chance_loss
     if math.isnan(found):
         noise = noise_like(run.objective, run.b, run.options.seed)
         found = float(run.read([noise], 1, lambda _share, _doing: None, "noise", tested=False).data.loss[0])
@@ -39,7 +42,7 @@ def layers(run: Run, tick: Reports) -> None:
     a, b, matched = run.a, run.b, run.matched
     rows = [asdict(each) for each in tensor_matches(run.objective, a, b, run.spec, run.found)]
     run.values["tensors"] = rows
-    ends = [moments_at(run.objective, each) for each in (a, matched)]
+    ends = run.moments("first"), run.moments("matched")
     tick(0.5, "moments of the layers")
     ratios: dict[str, dict[str, float | None]] = {}
     middles: dict[str, Point] = {"naive": between(a, b, 0.5), "matched": between(a, matched, 0.5)}
@@ -49,7 +52,7 @@ def layers(run: Run, tick: Reports) -> None:
     if "repaired" in run.values["loss"]:
         from probes.repair import repaired
 
-        point = repaired(run.objective, a, matched, 0.5, moments=(ends[0], ends[1])).point
+        point = repaired(run.objective, a, matched, 0.5, moments=ends).point
         ratios["repaired"] = variance_ratios(moments_at(run.objective, point), ends[0], ends[1])
     run.values["variance_ratio"] = ratios
     _unit_pairs(run, part_of(tick, 0.9, 1))
@@ -75,11 +78,10 @@ def controls(run: Run, tick: Reports) -> None:
     moved = run.permuted(noise, by_weights(run, tensors[0], tensors[1], second))
     lambdas = np.linspace(0, 1, CONTROL_POINTS)
     reads: dict[str, Any] = {}
-    for stage, other in (("naive", noise), ("matched", moved)):
+    for place, (stage, other) in enumerate((("naive", noise), ("matched", moved))):
         points = (between(run.a, other, float(each)) for each in lambdas)
-        reads[stage] = run.read(
-            points, CONTROL_POINTS, part_of(tick, 0.8, 1), "control: line to noise", tested=False
-        ).data
+        part = part_of(tick, 0.8 + 0.1 * place, 0.9 + 0.1 * place)
+        reads[stage] = run.read(points, CONTROL_POINTS, part, "control: line to noise", tested=False).data
     before, after = distance(run.a, noise), distance(run.a, moved)
     run.values["controls"] = {
         "permuted_copy": {
@@ -136,4 +138,8 @@ def _unit_pairs(run: Run, tick: Reports) -> None:
             known = (before[name, each.first], each.cosine, each.correlation)
             kept[:, each.first] = [np.nan if value is None else value for value in known]
         run.arrays[f"pairs_{name}"] = kept
-    run.values["unit_pairs"] = [asdict(each) for pairs in rows.values() for each in pairs[:LIMIT]]
+    run.values["unit_pairs"] = [_listed(each) for pairs in rows.values() for each in pairs[:LIMIT]]
+
+
+def _listed(pair: UnitPair) -> dict[str, Any]:
+    return {key: list(each) if isinstance(each, tuple) else each for key, each in asdict(pair).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from analyzers._base import Tick
 from analyzers._connectivity_values import as_arrays, from_arrays
 from probes.batch_statistics import has_batch_norm, renewed
+from probes.layer_moments import Moments, moments_at
 from probes.objective import Objective
 from probes.paths import Floats, Readings, read, resamples
 from probes.permutations import Found, PermutationSpec, permuted
@@ -59,6 +60,7 @@ class Run:
         self.anew = self.normalises and self.options.batch_norm == "measured anew"
         self.weights = resamples(len(self.objective.inputs), self.options.seed)
         self.test_weights = resamples(len(self.test.inputs), self.options.seed) if self.test else np.zeros((0, 0))
+        self._moments: dict[str, Mapping[str, Moments]] = {}
         self.lambdas: Floats = np.linspace(0, 1, self.options.points | 1)
 
     @property
@@ -69,6 +71,12 @@ class Run:
     def permuted(self, point: Point, found: Found) -> Point:
         """Return a point with its units in another order."""
         return point_from(self.objective, permuted(tensors_of(self.objective, point), self.spec, found))
+
+    def moments(self, end: str) -> Mapping[str, Moments]:
+        """Return the moments of every layer at "first" or "matched", measured once."""
+        if end not in self._moments:
+            self._moments[end] = moments_at(self.objective, {"first": self.a, "matched": self.matched}[end])
+        return self._moments[end]
 
     def renewed(self, point: Point) -> Point:
         """Return a point with its BatchNorm statistics measured anew, where the options ask for it."""

@@ -15,7 +15,7 @@ from probes.permutations import Found
 from probes.points import Point, tensors_of
 from probes.soups import greedy, uniform
 
-MATCHED, READ = 0.4, 0.2  # shares of the work: matching, and reading the two plain averages
+MATCHED = 0.4  # of the work
 SOUPS = {
     "soup": ("naive", "average of all, as they are"),
     "greedy_soup": ("naive", "greedy average, as they are"),
@@ -32,15 +32,14 @@ def soups(run: Run, tick: Reports) -> None:
     statistics = run.objective if run.anew else None
     rows: list[dict[str, Any]] = []
     for place, (stage, group) in enumerate((("naive", points), ("matched", moved))):
-        start = MATCHED + (1 - MATCHED) * place / 2
-        part = part_of(tick, start, start + (1 - MATCHED) / 2)
-        chosen = greedy(run.objective, group, part, statistics)
+        part = part_of(tick, MATCHED + 0.25 * place, MATCHED + 0.25 * (place + 1))
+        chosen = greedy(run.objective, group, part_of(part, 0, 0.8), statistics)
         made = (uniform(group, statistics), chosen.point)
-        both = run.read(made, 2, part, "averages", anew=False)
+        both = run.read(made, 2, part_of(part, 0.8, 1), "averages", anew=False)
         names = [name for name, (kind, _) in SOUPS.items() if kind == stage]
         for at, (name, places) in enumerate(zip(names, ([*range(len(group))], [*chosen.chosen]), strict=True)):
             rows.append({"soup": name, "what": SOUPS[name][1], "chosen": places, **_row(run, both.data, both.test, at)})
-    singles = run.read(points, len(points), part_of(tick, 1, 1), "checkpoints alone")
+    singles = run.read(points, len(points), part_of(tick, MATCHED + 0.5, 1), "checkpoints alone")
     alone = [
         {"checkpoint": each.name, **_row(run, singles.data, singles.test, place)}
         for place, each in enumerate(run.checkpoints)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from analyzers import _connectivity_asked as asked
 from analyzers import _connectivity_ways as ways
@@ -15,8 +17,9 @@ from analyzers._connectivity_run import Both, Reports, Run, part_of
 from analyzers._connectivity_values import number, numbers, put_line, reduction, stage_of
 from probes.errors import DataError
 from probes.objective import Objective
+from probes.paths import Floats
 from probes.permutations import PermutationSpec, rows_of
-from probes.points import point_of
+from probes.points import Point, point_of
 from probes.verdict import DEFINITIONS, Grounds, threshold_of, verdict
 
 if TYPE_CHECKING:
@@ -148,27 +151,29 @@ def _ends(run: Run) -> None:
 
 
 def _repaired(run: Run, tick: Reports) -> None:
-    """Read the line to the permuted second with REPAIR at every point but the ends."""
+    """Read the line to the permuted second with REPAIR at every point; half-way without matching, too, as a control."""
     from probes.layer_moments import moments_at
     from probes.repair import repaired
 
-    matched = run.matched
+    def line(other: Point, lambdas: Floats, part: Reports) -> Both:
+        second = moments_at(run.objective, other) if other is run.b else run.moments("matched")
+        ends, notes = (run.moments("first"), second), dict[str, None]()
 
-    def work() -> Both:
-        ends = moments_at(run.objective, run.a), moments_at(run.objective, matched)
-        notes: dict[str, None] = {}
-
-        def point(share: float) -> Any:
-            found = repaired(run.objective, run.a, matched, share, moments=ends)
+        def point(share: float) -> Point:
+            found = repaired(run.objective, run.a, other, share, moments=ends)
             notes.update(dict.fromkeys(found.notes))
             return found.point
 
-        points, count = (point(float(each)) for each in run.lambdas), len(run.lambdas)
-        both = run.read(points, count, tick, "line with REPAIR", anew=False)
+        both = run.read(map(point, lambdas.tolist()), len(lambdas), part, "line with REPAIR", anew=False)
         run.doubt(*(f"REPAIR: {each}" for each in notes))
         return both
 
-    put_stage(run, "repaired", run.kept("line_repaired", work))
+    put_stage(
+        run, "repaired", run.kept("line_repaired", lambda: line(run.matched, run.lambdas, part_of(tick, 0, 0.95)))
+    )
+    alone = run.kept("repaired_alone", lambda: line(run.b, np.array([0.5]), part_of(tick, 0.95, 1))).data
+    accuracy = None if alone.accuracy is None else number(alone.accuracy[0])
+    run.values["repair_without_matching"] = {"loss": number(alone.loss[0]), "accuracy": accuracy}
 
 
 def _soups(run: Run, tick: Reports) -> None:

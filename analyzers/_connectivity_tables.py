@@ -127,6 +127,8 @@ def _controls(values: Values) -> pd.DataFrame:
             for definition, value in row.items()
         ),
     ]
+    alone = values.get("repair_without_matching", {})
+    rows += [(f"REPAIR without matching, half-way: {key}", each) for key, each in alone.items()]
     return pd.DataFrame(rows, columns=["control", "value"])
 
 
