@@ -62,7 +62,7 @@ def resnet20() -> nn.Module:
 def hub_resnet() -> nn.Module:
     """A ResNet of transformers: two stages of basic blocks."""
     return _hub("resnet", "ResNetForImageClassification", embedding_size=6, hidden_sizes=[6, 10], depths=[1, 2],
-                layer_type="basic", attention="eager", num_labels=3, num_channels=3, downsample_in_first_stage=False)  # fmt: skip
+                layer_type="basic", attention="eager", num_labels=3, num_channels=3)  # fmt: skip
 
 
 def convnext() -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from probes.attribution.embedding import embedded
+from probes.attribution.embedding import embed
 from probes.attribution.errors import AttributionError
 from probes.attribution.tokens import special_id
 from probes.strict import strict
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAMES = ("zero", "mean", "blur", "random", "data", "pad", "mask", "mean embedding")
 _SEEN = 512  # examples that means and ranges are taken over
+_ROWS = 8192  # of the vocabulary at once
 
 
 def default_baseline(case: Case) -> str:
@@ -43,13 +44,13 @@ def baselines(case: Case, name: str, *, count: int = 1, seed: int = 0) -> Tensor
     name = default_baseline(case) if name == "auto" else name
     makers: dict[str, Callable[[Case, int, torch.Generator], Tensor]] = {
         "zero": lambda case, *_: torch.zeros_like(case.features),
-        "mean": _mean,
+        "mean": lambda case, *_: _mean(case),
         "blur": lambda case, *_: _blurred(case),
         "random": _random,
         "data": _others,
         "pad": lambda case, *_: _tokens(case, "pad"),
         "mask": lambda case, *_: _tokens(case, "mask"),
-        "mean embedding": _mean_embedding,
+        "mean embedding": lambda case, *_: _mean_embedding(case),
     }
     if name not in makers:
         raise AttributionError(f"There is no baseline {name!r}; choose one of {', '.join(NAMES)}.")
@@ -60,7 +61,9 @@ def baselines(case: Case, name: str, *, count: int = 1, seed: int = 0) -> Tensor
 def fitting_baselines(case: Case) -> tuple[str, ...]:
     """Return the names of the baselines that this case can have."""
     if case.kind in ("image", "table"):
-        return ("zero", "mean", "blur", "random", "data") if case.kind == "image" else ("zero", "mean", "random", "data")
+        return (
+            ("zero", "mean", "blur", "random", "data") if case.kind == "image" else ("zero", "mean", "random", "data")
+        )
     known = [role for role in ("pad", "mask") if token_id(case, role) is not None]
     return ("zero", "mean embedding", "random", "data", *known)
 
@@ -81,15 +84,9 @@ def _vocabulary(case: Case) -> int:
     return int(case.module.get_submodule(case.embedding).weight.shape[0])  # type: ignore[index, arg-type]
 
 
-def _table(case: Case) -> Tensor:
-    name = f"{case.embedding}.weight"
-    values = dict(zip(case.objective.names, case.objective.theta, strict=True))
-    return values[name].detach() if name in values else case.objective.constants[name]
-
-
-def _mean(case: Case, count: int, generator: torch.Generator) -> Tensor:
+def _mean(case: Case) -> Tensor:
     if case.embedding:
-        return _mean_embedding(case, count, generator)
+        return _mean_embedding(case)
     seen = case.objective.inputs[:_SEEN].to(case.features)
     if case.kind == "image":
         return seen.mean((0, 2, 3))[None, :, None, None].expand_as(case.features).clone()
@@ -121,7 +118,7 @@ def _random(case: Case, count: int, generator: torch.Generator) -> Tensor:
     shape = (count, *case.features.shape[1:])
     if case.embedding:
         ids = torch.randint(_vocabulary(case), (count, case.raw.shape[1]), generator=generator)
-        return _vectors(case, ids)
+        return embed(case, ids)
     seen = case.objective.inputs[:_SEEN].to(case.features)
     axes = (0, 2, 3) if case.kind == "image" else (0,)
     low, high = seen.amin(axes, keepdim=True), seen.amax(axes, keepdim=True)
@@ -135,7 +132,7 @@ def _others(case: Case, count: int, generator: torch.Generator) -> Tensor:
     order = torch.randperm(len(inputs) - 1, generator=generator)[:count]
     rows = (order + (order >= case.row)).to(inputs.device)
     if case.embedding:
-        return _vectors(case, inputs[rows][:, : case.raw.shape[1]])
+        return embed(case, inputs[rows][:, : case.raw.shape[1]])
     return inputs[rows]
 
 
@@ -146,19 +143,18 @@ def _tokens(case: Case, role: str) -> Tensor:
     if found is None:
         raise AttributionError(f"The {role} token of this model is not known; choose the baseline mean embedding.")
     kept = torch.tensor(case.special, device=case.raw.device)[None]
-    return _vectors(case, torch.where(kept, case.raw, torch.full_like(case.raw, found)))
+    return embed(case, torch.where(kept, case.raw, torch.full_like(case.raw, found)))
 
 
-def _vectors(case: Case, ids: Tensor) -> Tensor:
-    ids = ids.to(case.raw)
-    return torch.cat([embedded(case.module, case.run, case.embedding, each[None]) for each in ids])
-
-
-def _mean_embedding(case: Case, count: int, generator: torch.Generator) -> Tensor:
+def _mean_embedding(case: Case) -> Tensor:
     if not case.embedding:
         raise AttributionError("The baseline mean embedding is for text; choose mean.")
-    first = _table(case)[case.raw[0, :1]]
-    scale = (case.features[0, :1] / first).nanmedian() if bool((first != 0).any()) else torch.ones(())
-    scale = scale if bool(torch.isfinite(scale)) else torch.ones(())  # some models multiply by the root of the width
-    mean = _table(case).mean(0) * scale.to(case.features)
-    return mean[None, None].expand_as(case.features).clone()
+    return case.once("mean embedding", lambda: _mean_vector(case)).expand_as(case.features).clone()
+
+
+def _mean_vector(case: Case) -> Tensor:
+    """Return the mean over the vocabulary, as the embedding layer gives it, summed in float64; (1, 1, D)."""
+    size = _vocabulary(case)
+    parts = torch.arange(size).split(_ROWS)
+    total = sum(embed(case, part[None]).double().sum((0, 1)) for part in parts) / size
+    return torch.as_tensor(total).to(case.features)[None, None]

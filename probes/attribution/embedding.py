@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from probes.attribution.errors import AttributionError
+
+if TYPE_CHECKING:
+    from probes.attribution.case import Case
 
 Run = Callable[[Tensor], Tensor]
 
@@ -40,6 +45,17 @@ def embedded(module: nn.Module, run: Run, name: str, ids: Tensor) -> Tensor:
     finally:
         handle.remove()
     return kept[0]
+
+
+def embed(case: Case, ids: Tensor) -> Tensor:
+    """Return the vectors of any token ids (B, T) by the case's embedding layer alone, at the objective's theta."""
+    layer, objective = case.module.get_submodule(case.embedding), case.objective
+    values = {**objective.constants, **dict(zip(objective.names, objective.theta, strict=True))}
+    shared = {id(each): name for name, each in case.module.named_parameters()}  # a tied table has one name
+    own = {name: values[shared[id(each)]].detach() for name, each in layer.named_parameters()}
+    kept = {name: values[f"{case.embedding}.{name}"] for name, _ in layer.named_buffers()}
+    with torch.no_grad():
+        return functional_call(layer, {**own, **kept}, (ids.to(case.raw),))  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -32,14 +32,14 @@ def token_names(batches: Batches, ids: Sequence[int]) -> tuple[str, ...]:
 
 
 def column_names(batches: Batches, count: int) -> tuple[str, ...]:
-    """Return the names of a table's columns; () where they are unknown or do not fit."""
+    """Return the names of a table's columns, numbered where they are unknown."""
     names = batches.about.get("features", batches.about.get("columns", ()))
     names = tuple(str(each) for each in names)
     return names if len(names) == count else tuple(f"column {each}" for each in range(count))
 
 
 def special_id(module: nn.Module, batches: Batches, role: str, vocabulary: int) -> int | None:
-    """Return the id of the pad, mask, cls, sep, bos or eos token: from the config, else by its text; None if unknown."""
+    """Return the id of a special token (a key of SPECIAL): from the config, else by its text; None if unknown."""
     given = configured(module, f"{role}_token_id")
     if given is not None and 0 <= given < vocabulary:
         return given
