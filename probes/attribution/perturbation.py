@@ -59,17 +59,20 @@ def occluded(
     """Slide windows over an example: what the score loses, shared by the elements of the window.
 
     masks: blocks of windows as they lie on the map and as they broadcast over x[0]. Returns for each place of the map
-    the mean over the windows that cover it, and the number of windows. Zeiler and Fergus 2014.
+    the mean over the windows that cover it, and the number of evaluations: none of windows in which the example equals
+    the baseline. Zeiler and Fergus 2014.
     """
-    lost, covered, done = np.zeros(()), np.zeros(()), 0
+    lost, covered, done, run = np.zeros(()), np.zeros(()), 0, 0
     for shown, left_out in masks:
         mask = torch.from_numpy(left_out).to(x.device)
-        each = full - scores(torch.where(mask, baseline, x)).double().cpu().numpy()
-        shares = each / shown.reshape(len(shown), -1).sum(1)
-        lost = lost + np.tensordot(shares, shown.astype(float), 1)
-        covered, done = covered + shown.sum(0), done + len(shown)
+        live = (mask & (x != baseline)).flatten(1).any(1)
+        each = np.zeros(len(shown))
+        if bool(live.any()):
+            each[live.cpu().numpy()] = full - scores(torch.where(mask[live], baseline, x)).double().cpu().numpy()
+        lost = lost + np.tensordot(each / shown.reshape(len(shown), -1).sum(1), shown.astype(float), 1)
+        covered, done, run = covered + shown.sum(0), done + len(shown), run + int(live.sum())
         tick(done / total, f"occlusion: {done} of {total} windows")
-    return lost / np.maximum(covered, 1), done
+    return lost / np.maximum(covered, 1), run
 
 
 def _run_occlusion(case: Case, settings: Settings, tick: Tick) -> Map:
@@ -83,10 +86,10 @@ def _run_occlusion(case: Case, settings: Settings, tick: Tick) -> Map:
     blocks = (
         (each, np.stack([laid_out(case, one) for one in each])) for each in windows(shape, window, stride, case.chunk())
     )
-    values, done = occluded(case.in_chunks, case.features, baseline, case.score, blocks, total, tick)
+    values, run = occluded(case.in_chunks, case.features, baseline, case.score, blocks, total, tick)
     channels = case.shape[0] if case.kind == "image" else 0
     shown = np.broadcast_to(values / channels, case.shape) if channels else values
-    about = {"baseline": name, "window": window, "stride": stride, "evaluations": done + 2}
+    about = {"baseline": name, "window": window, "stride": stride, "windows": total, "evaluations": run + 2}
     scored = case.score_at(baseline)
     return make_map(case, "occlusion", torch.from_numpy(shown.copy()), baseline_score=scored, about=about)
 
