@@ -7,7 +7,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from curvature_oracles import batches, cnn, gpt, mlp
+from curvature_oracles import batches, gpt, mlp
+from influence_cases import NETS, Coupled, OnlyBackward, OnlyOnce, With, loops, share
 from series_runs import a_run, moved
 from torch import nn
 
@@ -15,30 +16,6 @@ from probes.errors import ModelError, ObjectiveError
 from probes.influence.products import chosen_parameters, gradient_of, products
 from probes.influence.tracin import at_checkpoint, learning_rates, tracin
 from probes.objective import Objective
-
-NETS = {"mlp": (mlp, "cross_entropy"), "cnn": (cnn, "cross_entropy"), "gpt": (gpt, "causal_lm")}
-
-
-def example_loss(net, x, y, loss):
-    """The sum over an example's units, written out."""
-    logits = net(x[None])
-    log = logits.log_softmax(-1)
-    if loss == "cross_entropy":
-        return -log[0, y]
-    counted = y != -100
-    return -log[0][counted].gather(1, y[counted][:, None]).sum()
-
-
-def loops(net, data, loss):
-    """The gradient of every example in its share of the mean loss, times N: (N, P), by a plain loop in float64."""
-    net = copy.deepcopy(net).double().eval()
-    parameters, rows = list(net.parameters()), []
-    units = int((data.targets != -100).sum())
-    for x, y in zip(data.inputs, data.targets, strict=True):
-        x = x.double() if x.is_floating_point() else x
-        found = torch.autograd.grad(example_loss(net, x, y, loss), parameters)
-        rows.append(torch.cat([each.flatten() for each in found]) * len(data.inputs) / units)
-    return torch.stack(rows).numpy()
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -57,44 +34,6 @@ def test_products_are_those_of_a_plain_loop(name, micro_batch) -> None:
     np.testing.assert_allclose(found.values.mean(0), [whole @ each.numpy() for each in directions], rtol=1e-9)
 
 
-class OnlyBackward(torch.autograd.Function):
-    """The square, without a rule for forward mode."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, d):
-        (x,) = ctx.saved_tensors
-        return 2 * x * d
-
-
-class OnlyOnce(torch.autograd.Function):
-    """The square, which can be differentiated once and no more."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d):
-        (x,) = ctx.saved_tensors
-        return 2 * x * d
-
-
-class With(nn.Module):
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.function, self.one, self.two = function, nn.Linear(6, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.two(self.function.apply(self.one(x)))
-
-
 @pytest.mark.parametrize(("function", "singly"), [(OnlyBackward, False), (OnlyOnce, True)])
 def test_products_without_forward_mode_are_the_same(function, singly) -> None:
     _, data = mlp()
@@ -104,15 +43,6 @@ def test_products_without_forward_mode_are_the_same(function, singly) -> None:
     found = products(objective, [objective.like_theta(v)], chosen_parameters(objective))
     np.testing.assert_allclose(found.values[:, 0], loops(module, data, "cross_entropy") @ v.numpy(), rtol=1e-8)
     assert found.singly == singly
-
-
-class Coupled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.linear(x - x.mean(0))
 
 
 def test_a_model_whose_examples_influence_each_other_is_refused() -> None:
@@ -153,16 +83,10 @@ def test_tracin_is_the_sum_over_the_checkpoints(tmp_path, name) -> None:
         other = copy.deepcopy(module)
         other.load_state_dict(state)
         gradients = loops(other, data, loss)
-        own = gradients[[1, 3]] * np.array([_share(data, row) for row in (1, 3)])[:, None]
+        own = gradients[[1, 3]] * np.array([share(data, row) for row in (1, 3)])[:, None]
         exact = exact + rate * gradients @ own.T
     found = tracin((objective.at(each) for each in checkpoints), [1, 3], rates)
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-9)
-
-
-def _share(data, row):
-    """From the example's share in the mean loss, times N, to its own mean over its units."""
-    counts = (data.targets != -100).reshape(len(data.inputs), -1).sum(1)
-    return float(counts.sum() / len(counts) / counts[row])
 
 
 def test_tracin_of_a_linear_model_in_closed_form() -> None:
@@ -224,7 +148,7 @@ def test_the_gradient_of_one_example_is_of_its_mean_and_leaves_the_model_as_it_w
     before = {name: each.clone() for name, each in objective.module.state_dict().items()}
     needs = [each.requires_grad for each in objective.module.parameters()]
     found = torch.cat([each.flatten() for each in gradient_of(objective, 1, chosen_parameters(objective))])
-    np.testing.assert_allclose(found, loops(module, data, "causal_lm")[1] * _share(data, 1), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(found, loops(module, data, "causal_lm")[1] * share(data, 1), rtol=1e-8, atol=1e-12)
     assert all(torch.equal(before[name], each) for name, each in objective.module.state_dict().items())
     assert [each.requires_grad for each in objective.module.parameters()] == needs
     assert not any(each._forward_hooks or each._forward_pre_hooks for each in objective.module.modules())

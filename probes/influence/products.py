@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class _Work:
 
     def _tried(self, part: slice) -> Found | None:
         try:
-            with strict(self.objective.module), _quiet():
+            with strict(self.objective.module), quiet():
                 return self._forward(part) if self.way == FORWARD else self._twice(part)
         except REFUSALS as error:
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
@@ -141,7 +142,8 @@ class _Work:
         theta = tuple(self.objective.theta[place].detach() for place in self.chosen)
         losses, columns = torch.empty(0), []
         for direction in self.directions:
-            losses, column = jvp(lambda *values: self._losses(part, values), theta, tuple(direction))
+            pair: Any = jvp(lambda *values: self._losses(part, values), theta, tuple(direction))
+            losses, column = pair
             columns.append(column.detach())
         return losses.detach(), torch.stack(columns, 1)
 
@@ -198,7 +200,7 @@ class _Work:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Drop the warnings of torch that its own rules of forward mode are scripted, and that one of vmap's is slow."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit.script` is (deprecated|not supported)")
