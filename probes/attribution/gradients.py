@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from scipy.special import roots_legendre
 from torch import Tensor
 
 from probes.attribution.baselines import baselines, default_baseline, fitting_baselines
@@ -31,35 +31,40 @@ Raw = Callable[["Case", Tensor, Settings], Tensor]  # features (B, ...) -> attri
 
 @dataclass(frozen=True)
 class Path:
-    """What an integral along straight paths came to. steps: for each baseline. evaluations: gradients in all."""
+    """What an integral along straight paths came to, averaged over the references.
+
+    steps: for each reference. evaluations: gradients in all. error: of completeness. variation: how far the score goes
+    up and down on its way from a reference to the example.
+    """
 
     values: Tensor
     baseline_score: float
     steps: int
     evaluations: int
     error: float
+    variation: float
 
 
 def gradient(case: Case, features: Tensor, settings: Settings | None = None) -> Tensor:  # noqa: ARG001
-    """Return the gradients of the score at features (B, ...)."""
-    return case.at(features)[1]
+    """Return the gradients of the score at features (B, ...); at the example itself computed once."""
+    return case.plain()[1] if features is case.features else case.gradients(features)[1]
 
 
 def saliency(case: Case, features: Tensor, settings: Settings | None = None) -> Tensor:  # noqa: ARG001
     """Return the absolute gradients at features (B, ...) (Simonyan, Vedaldi and Zisserman 2014)."""
-    return case.at(features)[1].abs()
+    return gradient(case, features).abs()
 
 
 def input_x_gradient(case: Case, features: Tensor, settings: Settings | None = None) -> Tensor:  # noqa: ARG001
     """Return features times gradients at features (B, ...)."""
-    return features * case.at(features)[1]
+    return features * gradient(case, features)
 
 
 def integrated_raw(case: Case, features: Tensor, settings: Settings) -> Tensor:
-    """Return integrated gradients at features (B, ...) with the steps as set, never doubled, for smoothing."""
+    """Return integrated gradients at features (B, ...) with the steps as set, never doubled; for smoothing."""
     references = references_of(case, settings.baseline, settings.seed)
-    nodes = nodes_of(settings.steps)
-    return torch.cat([_integrals(case, each[None], references, nodes).mean(0, keepdim=True) for each in features])
+    found = [integrals(case, each[None], references, settings.steps)[0].mean(0, keepdim=True) for each in features]
+    return torch.cat(found)
 
 
 def integrated_gradients(case: Case, references: Tensor, steps: int, tolerance: float, tick: Tick) -> Path:
@@ -73,40 +78,40 @@ def integrated_gradients(case: Case, references: Tensor, steps: int, tolerance: 
     baseline_score = float(case.in_chunks(references).double().mean())
     spent = 0
     while True:
-        values = _integrals(case, case.features, references, nodes_of(steps)).mean(0, keepdim=True)
+        found, variation = integrals(case, case.features, references, steps)
+        values = found.mean(0, keepdim=True)
         spent += steps * len(references)
         error = completeness_error(float(values.sum()), case.score, baseline_score)
         if error <= tolerance or steps >= MOST_STEPS:
-            return Path(values, baseline_score, steps, spent, error)
+            return Path(values, baseline_score, steps, spent, error, variation)
         tick(min(0.9, math.log2(steps) / 10), f"integrated gradients: error {error:.2g} with {steps} steps")
         steps = min(2 * steps, MOST_STEPS)
 
 
+@lru_cache(maxsize=64)
 def nodes_of(steps: int) -> tuple[Tensor, Tensor]:
     """Return nodes and weights of Gauss and Legendre's rule on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    nodes, weights = roots_legendre(steps)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
 def references_of(case: Case, names: str, seed: int) -> Tensor:
-    """Return the references (R, ...) of one baseline, or of several joined by "+", each once, random ones 5 times."""
-    found = [baselines(case, each.strip(), count=REPEATS, seed=seed) for each in names.split("+")]
-    return torch.cat(found)
+    """Return the references (R, ...) of one baseline, or of several joined by "+", random ones 5 times."""
+    return torch.cat([baselines(case, each.strip(), count=REPEATS, seed=seed) for each in names.split("+")])
 
 
-def _integrals(case: Case, features: Tensor, references: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
-    """Integrate the gradient along each path from (R, ...) to features (1, ...), in float64; (R, ...)."""
-    alphas, weights = nodes
-    total = torch.zeros(references.shape, dtype=torch.float64, device=references.device)
-    jobs = [(row, at) for row in range(len(references)) for at in range(len(alphas))]
-    size = max(case.chunk(), 1)
-    for start in range(0, len(jobs), size):
-        rows, places = (torch.tensor(each) for each in zip(*jobs[start : start + size], strict=True))
-        here = _along(alphas[places], features)
-        points = references[rows] + here * (features - references[rows])
-        pulled = case.gradients(points)[1].double() * _along(weights[places], total)
-        total.index_add_(0, rows.to(total.device), pulled)
-    return total * (features - references)
+def integrals(case: Case, features: Tensor, references: Tensor, steps: int) -> tuple[Tensor, float]:
+    """Integrate gradients from each reference (R, ...) to features (1, ...): (R, ...) in float64, and the variation."""
+    alphas, weights = nodes_of(steps)
+    total, variation = torch.zeros(references.shape, dtype=torch.float64, device=references.device), 0.0
+    jobs = torch.cartesian_prod(torch.arange(len(references)), torch.arange(steps))
+    for rows, places in (part.unbind(1) for part in jobs.split(case.chunk())):
+        away = features - references[rows]
+        points = references[rows] + _along(alphas[places], features) * away
+        shares = case.gradients(points)[1].double() * away * _along(weights[places], total)
+        variation += float(shares.flatten(1).sum(1).abs().sum())
+        total.index_add_(0, rows.to(total.device), shares)
+    return total, variation / len(references)
 
 
 def _along(numbers: Tensor, like: Tensor) -> Tensor:
@@ -144,7 +149,7 @@ def _run_integrated(case: Case, settings: Settings, tick: Tick) -> Map:
     references = references_of(case, settings.baseline, settings.seed)
     path = integrated_gradients(case, references, settings.steps, settings.tolerance, tick)
     about = {**_told(case, settings), "steps": path.steps, "evaluations": path.evaluations, "rule": "Gauss-Legendre",
-             "tolerance": settings.tolerance, "references": len(references)}  # fmt: skip
+             "tolerance": settings.tolerance, "references": len(references), "variation": path.variation}  # fmt: skip
     return make_map(case, "integrated_gradients", path.values, complete=True, baseline_score=path.baseline_score,
                     about=about, notes=_notes(case, path, settings.tolerance))  # fmt: skip
 
@@ -154,7 +159,8 @@ def _notes(case: Case, path: Path, tolerance: float) -> tuple[str, ...]:
         return ()
     return (
         f"With {path.steps} steps the sum still misses the difference of the scores, "
-        f"{case.score - path.baseline_score:.4g}, by {path.error:.2g} of it (asked: {tolerance:.2g}).",
+        f"{case.score - path.baseline_score:.4g}, by {path.error:.2g} of it (asked: {tolerance:.2g}); on its way the "
+        f"score goes up and down by {path.variation:.4g}.",
     )
 
 
