@@ -39,7 +39,7 @@ def test_the_fit_equals_scikit_learn():
     played = game(8)
     kept = np.concatenate([pairs(np.random.default_rng(i), 8) for i in range(5)])
     fitted = LinearRegression().fit(kept, played(kept), sample_weight=nearness(kept))
-    values, _, about = local(played, kept)
+    values, _, about = local(kept, played(kept))
     np.testing.assert_allclose(values, fitted.coef_, rtol=1e-9)
     assert about["intercept"] == pytest.approx(fitted.intercept_)
     assert about["r2"] == pytest.approx(fitted.score(kept, played(kept), sample_weight=nearness(kept)))
@@ -61,7 +61,7 @@ def test_it_equals_captum_with_the_same_coalitions_and_kernel(name):
     with torch.no_grad():
         theirs = captum.attribute(case.features, baselines=played.baseline, feature_mask=mask, n_samples=len(kept),
                                   return_input_shape=False)[0].numpy()  # fmt: skip
-    np.testing.assert_allclose(local(played, kept)[0], theirs, atol=1e-3 * np.abs(theirs).max())
+    np.testing.assert_allclose(local(kept, played(kept))[0], theirs, atol=1e-3 * np.abs(theirs).max())
 
 
 def test_nearness_is_the_kernel_of_the_cosine_distance():
@@ -83,13 +83,29 @@ def test_standard_errors_cover_the_fit_over_all_coalitions():
     np.testing.assert_allclose(np.sqrt(np.mean([each.stderr**2 for each in found], 0)), errors, rtol=0.25)
 
 
+def test_the_error_is_the_sandwich_over_pairs():
+    played = game(4)
+    kept = np.concatenate([pairs(np.random.default_rng(i), 4) for i in range(5)])
+    values, stderr, about = local(kept, played(kept))
+    design, weights = np.concatenate([np.ones((40, 1)), kept], 1), nearness(kept)
+    rest = played(kept) - design @ np.array([about["intercept"], *values])
+    bread = np.linalg.inv(sum(w * np.outer(row, row) for w, row in zip(weights, design, strict=True)))
+    meat = np.zeros((5, 5))
+    for i in range(0, 40, 2):
+        pull = sum(weights[j] * rest[j] * design[j] for j in (i, i + 1))
+        meat += np.outer(pull, pull)
+    expected = np.sqrt(np.diag(bread @ meat @ bread) * 20 / (20 - 5))[1:]
+    np.testing.assert_allclose(stderr, expected, rtol=1e-8)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_it_runs_on_every_kind_and_shares_the_value_of_a_segment(name):
     case = attribution_cases.case(name, dtype="float32")
     found = run(lime_module, case, "lime", Settings(samples=4))
     assert found.values.shape == found.stderr.shape == case.shape
     assert found.completeness_error is None and found.about["coalitions"] == 8 * found.about["players"]
-    values, _, _ = local(players_of(case, Settings(), regions_or_single).game, _drawn(case, 4))
+    played = players_of(case, Settings(), regions_or_single).game
+    values, _, _ = local(_drawn(case, 4), played(_drawn(case, 4)))
     assert found.values.sum() == pytest.approx(values.sum(), rel=1e-4, abs=1e-7)
 
 

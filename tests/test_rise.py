@@ -181,3 +181,11 @@ def test_a_cancelled_run_goes_on_from_the_stored_seed():
     assert len(tick.told) == 9 and further.about["masks"] == 9 * 98
     other = run(rise_module, attribution_cases.case("cnn", row=1), "rise", Settings(samples=7, seed=3), tick)
     assert len(tick.told) == 16 and not np.array_equal(other.values, whole.values)
+
+
+def test_what_is_known_is_kept_while_it_runs(monkeypatch):
+    monkeypatch.setattr("probes.attribution.sampling.SECONDS_BETWEEN_SAVES", 0.0)
+    tick, rounds = Keeping(), []
+    monkeypatch.setattr(tick, "save", lambda key, arrays: rounds.append(int(arrays["rounds"][0])))
+    run(rise_module, attribution_cases.case("tabular"), "rise", Settings(samples=4), tick)
+    assert rounds == [1, 2, 3, 4]

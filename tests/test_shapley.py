@@ -15,6 +15,7 @@ from perturbation_cases import Cancelled, Counting, Keeping, game, interacting, 
 from probes.attribution import AttributionError, Settings, baselines, shapley
 from probes.attribution.coalitions import all_coalitions, fitted
 from probes.attribution.players import cells_or_single, players_of
+from probes.attribution.sampling import added, mean_and_error, moments
 from probes.attribution.shapley import constrained, exact, gains, kernel, kernel_weights, orders, pairs, sampled
 
 KINDS = ["cnn", "resnet20", "vit", "bert", "gpt2", "tabular"]
@@ -108,7 +109,7 @@ def test_kernel_shap_equals_captum_with_the_same_coalitions(name):
     with torch.no_grad():
         theirs = captum.attribute(case.features, baselines=played.baseline, feature_mask=mask, n_samples=len(rows),
                                   return_input_shape=False)  # fmt: skip
-    ours = constrained(played, kept, np.ones(len(kept)))[0]
+    ours = constrained(played, kept, played(kept), np.ones(len(kept)))[0]
     np.testing.assert_allclose(ours, theirs[0], atol=2e-3 * np.abs(ours).max())
 
 
@@ -119,7 +120,7 @@ def test_the_constrained_fit_equals_lagrange_multipliers():
     a, b = (kept * weights[:, None]).T @ kept, (kept * weights[:, None]).T @ (played(kept) - played.empty)
     system = np.block([[a, np.ones((6, 1))], [np.ones((1, 6)), np.zeros((1, 1))]])
     expected = np.linalg.solve(system, np.append(b, played.full - played.empty))[:6]
-    np.testing.assert_allclose(constrained(played, kept, weights)[0], expected, rtol=1e-9)
+    np.testing.assert_allclose(constrained(played, kept, played(kept), weights)[0], expected, rtol=1e-9)
 
 
 def test_the_kernel_is_the_chance_of_a_drawn_coalition():
@@ -182,13 +183,18 @@ def test_sampling_stops_at_the_tolerance_or_at_the_number(method):
 @pytest.mark.parametrize("method", ["shapley_sampling", "kernel_shap"])
 def test_a_cancelled_run_goes_on_where_it_was(method):
     case = attribution_cases.case("resnet20")
+    counting = Counting(case.in_chunks)
+    object.__setattr__(case, "in_chunks", counting)
     whole = run(shapley, case, method, Settings(samples=8))
+    alone, counting.count = counting.count, 0
     tick = Keeping(most=5)
     with pytest.raises(Cancelled):
         run(shapley, case, method, Settings(samples=8), tick)
     assert [float(each["rounds"][0]) for each in tick.kept.values()] == [5]
     tick.most = 10**9
     resumed = run(shapley, case, method, Settings(samples=8), tick)
+    assert alone <= counting.count < 1.2 * alone, "five of eight rounds are not run again"
+    assert resumed.about == whole.about and alone == whole.about["evaluations"]
     np.testing.assert_array_equal(resumed.values, whole.values)
     np.testing.assert_array_equal(resumed.stderr, whole.stderr)
     assert len(tick.told) == 8, "five rounds, then three"
@@ -242,3 +248,14 @@ def test_weighted_least_squares_and_its_error_equal_statistics_of_groups():
     means = y.reshape(20, 2).mean(1)
     assert beta[0] == pytest.approx(means.mean())
     assert covariance[0, 0] == pytest.approx(means.var(ddof=1) / 20)
+
+
+def test_the_error_of_a_mean_is_that_of_statistics():
+    values = np.random.default_rng(0).normal(3, 2, (4, 5))
+    state = moments(np.zeros(5))
+    for row in values:
+        state = added(state, row, row**2, 1)
+    mean, stderr = mean_and_error(state)
+    np.testing.assert_allclose(mean, values.mean(0))
+    np.testing.assert_allclose(stderr, values.std(0, ddof=1) / 2)
+    assert np.isinf(mean_and_error(added(moments(np.zeros(5)), values[0], values[0] ** 2, 1))[1]).all()

@@ -106,6 +106,12 @@ def all_coalitions(count: int) -> Bools:
     return (numbers[:, None] >> np.arange(count) & 1).astype(bool)
 
 
+def distinct(kept: Bools) -> int:
+    """Count the examples of coalitions, and of all and none of the segments, each once, in whatever attempt it was run."""
+    ends = np.stack([np.ones(kept.shape[1], bool), np.zeros(kept.shape[1], bool)])
+    return len(np.unique(np.packbits(np.concatenate([kept, ends]), axis=1), axis=0))
+
+
 def relative(values: Floats, stderr: Floats) -> float:
     """Return the standard error beside the values, both as root mean squares; 0 where there is no error at all."""
     error, size = float(np.sqrt(np.mean(stderr**2))), float(np.sqrt(np.mean(values**2)))

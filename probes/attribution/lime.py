@@ -9,7 +9,7 @@ import numpy as np
 from probes.attribution.coalitions import Bools, Estimate, Floats, Game, fitted, relative
 from probes.attribution.methods import Method
 from probes.attribution.players import plan_of_players, players_of, refuse_single, regions_or_single
-from probes.attribution.sampling import Plan, State, sample
+from probes.attribution.sampling import Plan, State, collected, counts, nothing, sample
 
 if TYPE_CHECKING:
     from probes.attribution.case import Case
@@ -28,16 +28,15 @@ def lime(game: Game, plan: Plan) -> Estimate:
     """
 
     def extend(state: State, number: int) -> State:
-        game.ahead(number, plan.samples, lambda each: pairs(plan.random(each), game.count))
-        return {"kept": np.concatenate([state["kept"], pairs(plan.random(number), game.count)])}
+        return collected(game, plan, state, number, pairs)
 
     def error(state: State) -> float:
-        values, stderr, _ = local(game, state["kept"])
+        values, stderr, _ = local(state["kept"], state["scores"])
         return relative(values, stderr)
 
-    found = sample(plan, {"kept": np.zeros((0, game.count), bool)}, extend, error)
-    values, stderr, about = local(game, found.state["kept"])
-    said = {"samples": found.rounds, "coalitions": len(found.state["kept"]), "stopped": found.stopped}
+    found = sample(plan, nothing(game), extend, error)
+    values, stderr, about = local(found.state["kept"], found.state["scores"])
+    said = {"samples": found.rounds, "stopped": found.stopped, **counts(found.state)}
     return Estimate(values, stderr, {**said, "relative_stderr": relative(values, stderr), **about})
 
 
@@ -53,9 +52,9 @@ def nearness(kept: Bools) -> Floats:
     return np.asarray(np.exp(-((distance / WIDTH) ** 2)))
 
 
-def local(game: Game, kept: Bools) -> tuple[Floats, Floats, dict[str, float]]:
-    """Fit the linear model; return the coefficients, their standard errors, and intercept and r2."""
-    design, y, weights = np.concatenate([np.ones((len(kept), 1)), kept], 1), game(kept), nearness(kept)
+def local(kept: Bools, y: Floats) -> tuple[Floats, Floats, dict[str, float]]:
+    """Fit the linear model of the scores y; return the coefficients, their standard errors, and intercept and r2."""
+    design, weights = np.concatenate([np.ones((len(kept), 1)), kept], 1), nearness(kept)
     beta, covariance = fitted(design, y, weights, np.arange(len(kept)) // 2)
     rest = weights @ (y - design @ beta) ** 2
     spread = weights @ (y - np.average(y, weights=weights)) ** 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from probes.attribution.baselines import baselines, default_baseline
 from probes.attribution.coalitions import Estimate, Floats, Game
 from probes.attribution.errors import AttributionError
 from probes.attribution.maps import Map, make_map
-from probes.attribution.sampling import Plan
-from probes.attribution.segments import Segments, cells, column_groups, regions, single, spans, words
+from probes.attribution.sampling import Keeps, Plan
+from probes.attribution.segments import CELLS, Segments, cells, column_groups, regions, single, spans, words
 
 if TYPE_CHECKING:
     from probes.attribution.case import Case
@@ -94,7 +94,7 @@ def plan_of(case: Case, method: str, settings: Settings, tick: Tick, key: tuple[
     about = (method, case.kind, case.row, case.target, case.score, settings.seed, *key)
     digest = hashlib.sha256(repr(about).encode())
     digest.update(case.features.detach().cpu().contiguous().numpy().data)
-    kept = tick if hasattr(tick, "load") else _Forgetful(tick)
+    kept = cast("Keeps", tick) if hasattr(tick, "load") else _Forgetful(tick)
     return Plan(settings.samples, settings.tolerance, settings.seed, digest.hexdigest()[:40], method, kept)
 
 
@@ -107,7 +107,7 @@ def plan_of_players(players: Players, method: str, settings: Settings, tick: Tic
 
 def cells_or_single(case: Case, settings: Settings) -> Segments:
     """Choose cells of an image, columns of a table, tokens of a text, unless the settings ask for others."""
-    return _asked(case, settings) or (cells(*case.shape[-2:]) if case.kind == "image" else _single(case))
+    return _asked(case, settings) or (_cells(case) if case.kind == "image" else _single(case))
 
 
 def regions_or_single(case: Case, settings: Settings) -> Segments:
@@ -120,13 +120,13 @@ def few(case: Case, settings: Settings, most: int) -> Segments:
     if asked := _asked(case, settings):
         return asked
     if case.kind == "image":
-        return cells(*case.shape[-2:], across=3)
+        return _cells(case, across=3)
     length = case.shape[0]
     return _single(case) if length <= most or case.kind == "table" else spans(length, -(-length // most))
 
 
-def laid_out(case: Case, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Shape labels so that they broadcast over one example's features."""
+def laid_out(case: Case, labels: NDArray[Any]) -> NDArray[Any]:
+    """Shape labels, or a mask laid out like them, so that they broadcast over one example's features."""
     if case.kind == "image":
         return labels[None]
     return labels[:, None] if case.embedding else labels
@@ -147,7 +147,7 @@ def refuse_single(case: Case) -> str | None:
 def _asked(case: Case, settings: Settings) -> Segments | None:
     """Return the segments that the settings name (`over`, else `window`); None where they leave the choice."""
     makers: Mapping[tuple[str, str], Callable[[], Segments]] = {
-        ("image", "cells"): lambda: cells(*case.shape[-2:], settings.window),
+        ("image", "cells"): lambda: _cells(case, settings.window),
         ("image", "regions"): lambda: _regions(case),
         ("table", "columns"): lambda: _single(case),
         ("table", "groups"): lambda: column_groups(case.names),
@@ -158,8 +158,12 @@ def _asked(case: Case, settings: Settings) -> Segments | None:
     if (kind, settings.over) in makers:
         return makers[kind, settings.over]()
     if settings.window and kind == "image":
-        return cells(*case.shape[-2:], settings.window)
+        return _cells(case, settings.window)
     return spans(case.shape[0], settings.window) if settings.window and kind == "text" else None
+
+
+def _cells(case: Case, window: int = 0, across: int = CELLS) -> Segments:
+    return cells(case.shape[-2], case.shape[-1], window, across)
 
 
 def _single(case: Case) -> Segments:

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.attribution.coalitions import Floats
+from probes.attribution.coalitions import Bools, Floats, Game, distinct
 
 State = dict[str, NDArray[Any]]
+Draw = Callable[[np.random.Generator, int], Bools]
 FEWEST = 10  # rounds before a standard error is believed
 SECONDS_BETWEEN_SAVES = 2.0
 
@@ -94,6 +95,26 @@ def added(state: State, total: Floats, squares: Floats, count: int) -> State:
         "squares": state["squares"] + squares,
         "count": state["count"] + count,
     }
+
+
+def nothing(game: Game) -> State:
+    """Begin the coalitions and scores that `collected` goes on with."""
+    return {"kept": np.zeros((0, game.count), bool), "scores": np.zeros(0)}
+
+
+def collected(game: Game, plan: Plan, state: State, number: int, draw: Draw) -> State:
+    """Add the coalitions of a round, as `draw` makes them from its randomness and the number of players, and scores."""
+    game.ahead(number, plan.samples, lambda each: draw(plan.random(each), game.count))
+    kept = draw(plan.random(number), game.count)
+    return {
+        "kept": np.concatenate([state["kept"], kept]),
+        "scores": np.concatenate([state["scores"], game(kept)]),
+    }
+
+
+def counts(state: State) -> dict[str, int]:
+    """Return how many coalitions were collected, and how many examples were run for them, repeated ones once."""
+    return {"coalitions": len(state["kept"]), "evaluations": distinct(state["kept"])}
 
 
 def mean_and_error(state: State) -> tuple[Floats, Floats]:

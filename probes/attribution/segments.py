@@ -117,7 +117,7 @@ def _points(image: Floats, side: float) -> NDArray[Any]:
 
 def _nearest(points: NDArray[Any], centres: NDArray[Any]) -> NDArray[np.int64]:
     far = (centres**2).sum(1) - 2 * points @ centres.T
-    return far.argmin(1)
+    return np.asarray(far.argmin(1), np.int64)
 
 
 def _means(points: NDArray[Any], labels: NDArray[np.int64], centres: NDArray[Any]) -> NDArray[Any]:

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from probes.attribution.coalitions import (
-    Bools, Estimate, Floats, Game, Progress, all_coalitions, fitted, quiet, relative, watched,
-)  # fmt: skip
+    Bools,
+    Estimate,
+    Floats,
+    Game,
+    Progress,
+    all_coalitions,
+    distinct,
+    fitted,
+    quiet,
+    relative,
+    watched,
+)
 from probes.attribution.errors import AttributionError
 from probes.attribution.methods import Method
 from probes.attribution.players import cells_or_single, few, plan_of_players, players_of, refuse_single
-from probes.attribution.sampling import Plan, State, added, mean_and_error, moments, sample
+from probes.attribution.sampling import Plan, State, added, collected, counts, mean_and_error, moments, nothing, sample
 
 if TYPE_CHECKING:
     from probes.attribution.case import Case
@@ -49,7 +59,8 @@ def sampled(game: Game, plan: Plan) -> Estimate:
 
     found = sample(plan, moments(np.zeros(game.count)), extend, lambda state: relative(*mean_and_error(state)))
     values, stderr = mean_and_error(found.state)
-    about = {"samples": found.rounds, "orders": 2 * found.rounds, "stopped": found.stopped}
+    run = distinct(np.concatenate([_prefixes(orders(plan, each, game.count)) for each in range(found.rounds)]))
+    about = {"samples": found.rounds, "orders": 2 * found.rounds, "evaluations": run, "stopped": found.stopped}
     return Estimate(values, stderr, {**about, "relative_stderr": relative(values, stderr)})
 
 
@@ -59,22 +70,20 @@ def kernel(game: Game, plan: Plan) -> Estimate:
     Coalitions are drawn with the kernel's probabilities (Lundberg and Lee 2017), each with its complement (Covert and
     Lee 2021), P pairs a round; all 2^P - 2, weighted by the kernel, where that is not more: then the values are exact.
     """
+    if game.count == 1:
+        return exact(game)
     if 2**game.count - 2 <= 2 * game.count * plan.samples:
         kept = all_coalitions(game.count)[1:-1]
         watched(game, kept, plan.tick, plan.doing)
-        values = constrained(game, kept, kernel_weights(kept))[0] if len(kept) else np.array([game.full - game.empty])
+        values = constrained(game, kept, game(kept), kernel_weights(kept))[0]
         return Estimate(values, None, {"coalitions": 2**game.count, "stopped": "exact"})
 
     def extend(state: State, number: int) -> State:
-        game.ahead(number, plan.samples, lambda each: pairs(plan.random(each), game.count))
-        return {"kept": np.concatenate([state["kept"], pairs(plan.random(number), game.count)])}
+        return collected(game, plan, state, number, pairs)
 
-    def error(state: State) -> float:
-        return relative(*_pairs_fitted(game, state["kept"]))
-
-    found = sample(plan, {"kept": np.zeros((0, game.count), bool)}, extend, error)
-    values, stderr = _pairs_fitted(game, found.state["kept"])
-    about = {"samples": found.rounds, "coalitions": len(found.state["kept"]), "stopped": found.stopped}
+    found = sample(plan, nothing(game), extend, lambda state: relative(*_pairs_fitted(game, state)))
+    values, stderr = _pairs_fitted(game, found.state)
+    about = {"samples": found.rounds, "stopped": found.stopped, **counts(found.state)}
     return Estimate(values, stderr, {**about, "relative_stderr": relative(values, stderr)})
 
 
@@ -104,24 +113,25 @@ def kernel_weights(kept: Bools) -> Floats:
     """Return the Shapley kernel of coalitions: (P - 1) / (C(P, s) s (P - s)), with s from 1 to P - 1."""
     count = kept.shape[1]
     each = [(count - 1) / (comb(count, size) * size * (count - size)) for size in range(1, count)]
-    return np.array(each)[kept.sum(1) - 1]
+    return np.asarray(np.array(each)[kept.sum(1) - 1])
 
 
-def constrained(game: Game, kept: Bools, weights: Floats) -> tuple[Floats, Floats]:
+def constrained(game: Game, kept: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Regress v(S) - v(none) on S with coefficients that add up to v(all) - v(none); return them and their covariance.
 
-    kept: rows in pairs that were drawn together. The constraint is met by eliminating the last segment.
+    kept, scores: S, in rows of pairs that were drawn together, and v(S). The constraint is met by eliminating the last
+    segment.
     """
     full, empty = game.full, game.empty
     z = kept.astype(float)
-    y = game(kept) - empty - z[:, -1] * (full - empty)
+    y = scores - empty - z[:, -1] * (full - empty)
     beta, covariance = fitted(z[:, :-1] - z[:, -1:], y, weights, np.arange(len(z)) // 2)
     back = np.concatenate([np.eye(game.count - 1), -np.ones((1, game.count - 1))])
     return np.append(beta, full - empty - beta.sum()), back @ covariance @ back.T
 
 
-def _pairs_fitted(game: Game, kept: Bools) -> tuple[Floats, Floats]:
-    values, covariance = constrained(game, kept, np.ones(len(kept)))
+def _pairs_fitted(game: Game, state: State) -> tuple[Floats, Floats]:
+    values, covariance = constrained(game, state["kept"], state["scores"], np.ones(len(state["kept"])))
     return values, np.sqrt(np.maximum(np.diag(covariance), 0.0))
 
 
