@@ -107,7 +107,7 @@ def all_coalitions(count: int) -> Bools:
 
 
 def distinct(kept: Bools) -> int:
-    """Count the examples of coalitions, and of all and none of the segments, each once, in whatever attempt it was run."""
+    """Count the examples of coalitions, and of all and none of the segments, each once, whichever attempt ran it."""
     ends = np.stack([np.ones(kept.shape[1], bool), np.zeros(kept.shape[1], bool)])
     return len(np.unique(np.packbits(np.concatenate([kept, ends]), axis=1), axis=0))
 

@@ -95,4 +95,4 @@ def _run(case: Case, settings: Settings, tick: Tick) -> Map:
     )
 
 
-METHODS = (Method("rise", "RISE", "mask", _run, sampled=True, refuse=refuse_single),)
+METHODS = (Method("rise", "RISE", "perturbation", _run, sampled=True, refuse=refuse_single),)
