@@ -52,7 +52,7 @@ def ranking_figure(card: Mapping[str, Any], values: Values) -> go.Figure:
 
 def distribution_figure(card: Mapping[str, Any], values: Values, arrays: Arrays) -> go.Figure:
     """Draw how the influences of all training examples are spread, beside those on random examples."""
-    influence, null = arrays["influence"], arrays["null"].ravel()
+    influence, null = arrays["influence"], arrays["null"][np.isfinite(arrays["null"])]
     if values["self_influence"] is not None:
         influence = np.delete(influence, values["example"]["row"])
     edges = np.linspace(*_range(np.concatenate([influence, null])), BINS + 1)
@@ -68,10 +68,11 @@ def distribution_figure(card: Mapping[str, Any], values: Values, arrays: Arrays)
             x=middle, y=share, width=width, name=name, marker_color=faded(colour, 0.55), marker_line_width=0,
             hovertemplate="influence about %{x:.3g}<br>share %{y:.2%}<extra></extra>",
         )  # fmt: skip
+    below = 0.5 / max(len(influence), len(null), 1)
     for name, colour in (("helped", HELPED), ("hurt", HURT)):
         each = [one["influence"] for one in values["examples"] if one["group"] == name]
         drawn.add_scatter(
-            x=each, y=[0.0] * len(each), mode="markers", name=f"Listed: {name}", hoverinfo="x",
+            x=each, y=[below] * len(each), mode="markers", name=f"Listed: {name}", hoverinfo="x",
             marker={"symbol": "line-ns-open", "size": 14, "color": colour},
         )  # fmt: skip
     drawn.update_yaxes(type="log", tickformat="~%")

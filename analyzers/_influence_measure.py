@@ -42,7 +42,7 @@ class Found:
     """What was found. last, target: model at the last checkpoint on the data, and on those the example is from.
 
     row: of the example in target; random: rows of the random ones. losses: of target. influence: (N,) on the example;
-    others: (N, K) on the random ones. terms: (T, N) what each used checkpoint adds, before `relative`. lengths: (N,) by
+    others: (N, K) on the random ones, NaN of one on itself. terms: (T, N) what each used checkpoint adds, before `relative`. lengths: (N,) by
     which it was divided. rates: of the used checkpoints. fisher: gradients, damping and directions, or empty.
     """
 
@@ -108,6 +108,8 @@ def measure(objective: Objective, checkpoints: tuple[Checkpoint, ...], asked: As
     rates = tuple(given[over.order[number]] if traced else 1.0 for number in used)
     terms = np.array([rate * look["products"] for rate, look in zip(rates, looks, strict=True)])
     total, lengths = _divided(terms.sum(0), looks, rates, asked)
+    if target is last:
+        total[list(random), 1 + np.arange(len(random))] = np.nan
     fisher = {} if traced else dict(zip(FISHER, looks[-1]["fisher"].tolist(), strict=True))
     names = tuple(checkpoints[place].name for place in over.order)
     return Found(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from probes.objective import Objective
 
 Array = np.ndarray[Any, Any]
-COMMON = 0.5  # share of the list that random examples have too, above which it says little about this one
+COMMON = 0.5  # share of the lists that random examples have too, above which it says little about this one
 
 
 def values_of(found: Found, top: int) -> dict[str, Any]:
@@ -45,11 +45,12 @@ def values_of(found: Found, top: int) -> dict[str, Any]:
         "contributions_helped": split[0].tolist(),
         "contributions_hurt": split[1].tolist(),
         "null_examples": len(found.random),
+        "null_shared": null.shared,
         "null_shared_helped": null.shared_helped,
         "null_shared_hurt": null.shared_hurt,
         "null_shared_by_chance": null.chance,
         "null_rank_correlation": null.correlation,
-        **{f"fisher_{name}": value for name, value in found.fisher.items()},
+        **{f"fisher_{name}": int(each) if name == "gradients" else each for name, each in found.fisher.items()},
         "examples_title": f"Training examples that helped and hurt the prediction of {_name(example)}",
         "examples": _examples(found, ranked, null),
     }
@@ -111,11 +112,11 @@ def caveats_of(found: Found, values: dict[str, Any]) -> list[str]:
             "There are no test data: the example is one of the training examples. Its influence on itself is not "
             "listed (self_influence)."
         )
-    shared = max(values["null_shared_helped"] or 0.0, values["null_shared_hurt"] or 0.0)
+    shared = values["null_shared"] or 0.0
     if shared > COMMON:
         said.append(
-            f"{shared:.0%} of a list is in those of random examples too: such training examples have large gradients "
-            "and matter to any prediction, not to this one. Set relative to see the others."
+            f"{shared:.0%} of the listed examples are in the lists of random examples too: such training examples have "
+            "large gradients and matter to any prediction, not to this one. Set relative to see the others."
         )
     if found.singly:
         said.append("The gradients were taken one example at a time: the model has operations without forward mode.")
@@ -175,8 +176,7 @@ def _ranked(found: Found, top: int) -> Ranking:
 def _beside(found: Found, top: int) -> Beside:
     from probes.influence.ranking import beside
 
-    own = found.random if found.own else [-1] * len(found.random)
-    return beside(found.influence, found.others, top, found.without, own)
+    return beside(found.influence, found.others, top, found.without)
 
 
 def _label(objective: Objective, row: int) -> Any:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
-from curvature_oracles import cnn, gpt, mlp
+from curvature_oracles import batches, cnn, gpt, mlp
+from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn import functional
 
 NETS = {"mlp": (mlp, "cross_entropy"), "cnn": (cnn, "cross_entropy"), "gpt": (gpt, "causal_lm")}
 
@@ -84,3 +87,43 @@ class Coupled(nn.Module):
 
     def forward(self, x):
         return self.linear(x - x.mean(0))
+
+
+DIGITS = 300  # training examples, of which 30 have a wrong label
+
+
+def digits():
+    """Training and test digits of 8 x 8 pixels."""
+    order = np.random.default_rng(0).permutation(1797)
+    found = load_digits()
+    x = torch.tensor(found.data[order] / 16, dtype=torch.float32)
+    y = torch.tensor(found.target[order])
+    draw = torch.Generator().manual_seed(1)
+    wrong = torch.randperm(DIGITS, generator=draw)[:30]
+    labels = y[:DIGITS].clone()
+    labels[wrong] = (labels[wrong] + torch.randint(1, 10, (30,), generator=draw)) % 10
+    return batches(x[:DIGITS], labels), batches(x[DIGITS : DIGITS + 200], y[DIGITS : DIGITS + 200])
+
+
+def retrained(kind, out, steps, rate, saved):
+    """Train on the digits but for some rows, from the same start; return the model after these steps."""
+    data, _ = digits()
+    torch.manual_seed(3)
+    net = nn.Linear(64, 10) if kind == "logistic" else nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
+    kept = np.setdiff1d(np.arange(DIGITS), [] if out is None else out)
+    x, y, states = data.inputs[kept], data.targets[kept], []
+    optimiser = torch.optim.SGD(net.parameters(), lr=rate, weight_decay=1e-3)
+    for step in range(steps + 1):
+        if step in saved:
+            states.append(copy.deepcopy(net))
+        optimiser.zero_grad()
+        (functional.cross_entropy(net(x), y, reduction="sum") / DIGITS).backward()
+        optimiser.step()
+    return states
+
+
+def losses(net):
+    """The loss of each test digit."""
+    _, test = digits()
+    with torch.no_grad():
+        return functional.cross_entropy(net(test.inputs), test.targets, reduction="none").numpy()

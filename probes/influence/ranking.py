@@ -21,16 +21,23 @@ class Ranking:
     helped: tuple[int, ...]
     hurt: tuple[int, ...]
 
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Return both lists."""
+        return (*self.helped, *self.hurt)
+
 
 @dataclass(frozen=True)
 class Beside:
     """The lists of one example beside those of random ones.
 
-    shared_helped, shared_hurt: the mean share of the list that is also in a random example's; None where a list is
-    empty. chance: what lists drawn at random share. correlation: mean rank correlation of the influences; None where
-    there is none. typical: (N,) the mean influence of each training example on the random ones.
+    shared: the mean share of both lists that is in either of a random example's; shared_helped, shared_hurt: of each
+    list in its like; None where a list is empty. chance: what a list drawn at random shares with its like. correlation:
+    mean rank correlation of the influences; None where there is none. typical: (N,) the mean influence of each training
+    example on the random ones.
     """
 
+    shared: float | None
     shared_helped: float | None
     shared_hurt: float | None
     chance: float
@@ -58,25 +65,22 @@ def ranking(influence: Floats, top: int, without: Sequence[int] = ()) -> Ranking
     return Ranking(tuple(above[:top].tolist()), tuple(below[:top].tolist()))
 
 
-def beside(influence: Floats, others: Floats, top: int, without: Sequence[int] = (), own: Sequence[int] = ()) -> Beside:
-    """Compare an influence (N,) with those on K random examples (N, K).
+def beside(influence: Floats, others: Floats, top: int, without: Sequence[int] = ()) -> Beside:
+    """Compare an influence (N,) with those on K random examples (N, K), NaN where one is not compared.
 
-    without: rows that are not listed; own: for each of the K its own row among the training examples, or -1.
+    without: rows that are not listed.
     """
-    others = others.copy()
-    left = [[row] if row >= 0 else [] for row in own] or [[]] * others.shape[1]
     mine, shared, correlations = ranking(influence, top, without), [], []
-    for column, rows in zip(others.T, left, strict=True):
-        out = [*without, *rows]
-        theirs, kept = ranking(column, top, out), np.setdiff1d(np.arange(len(column)), out)
+    listed = ~np.isin(np.arange(len(influence)), list(without))
+    for column in others.T:
+        theirs, kept = ranking(column, top, without), listed & np.isfinite(column)
         correlations.append(_correlation(influence[kept], column[kept]))
-        shared.append((_share(mine.helped, theirs.helped), _share(mine.hurt, theirs.hurt)))
-        column[rows] = np.nan
-    listed = max(len(influence) - len(without), 1)
-    with np.errstate(invalid="ignore"):
-        typical = np.nanmean(others, 1) if others.shape[1] else np.full(len(influence), np.nan)
-    helped, hurt = (_mean([each[place] for each in shared]) for place in (0, 1))
-    return Beside(helped, hurt, min(top / listed, 1.0), _mean(correlations), typical)
+        pairs = ((mine.all, theirs.all), (mine.helped, theirs.helped), (mine.hurt, theirs.hurt))
+        shared.append([_share(*pair) for pair in pairs])
+    counts = np.isfinite(others).sum(1)
+    typical = np.divide(np.nansum(others, 1), counts, out=np.full(len(influence), np.nan), where=counts > 0)
+    parts = [_mean([each[place] for each in shared]) for place in range(3)]
+    return Beside(*parts, min(top / max(int(listed.sum()), 1), 1.0), _mean(correlations), typical)
 
 
 def losses_of(objective: Objective) -> Losses:
