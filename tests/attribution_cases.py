@@ -32,6 +32,14 @@ def case(name: str, row: int = 0, target: Target | None = None, dtype: str = "fl
     return case_of(objective_of(name, dtype), row, target)
 
 
+def of_module(module: nn.Module, row: Tensor, target: int = 0) -> Case:
+    """The case of one row of numbers."""
+    inputs = torch.stack([row, row + 1]).float()
+    objective = Objective.of(module, batches(inputs, torch.zeros(2, dtype=torch.int64)), "cross_entropy",
+                             dtype="float64", device="cpu")  # fmt: skip
+    return case_of(objective, 0, Target(target))
+
+
 def settled(module: nn.Module, seed: int) -> nn.Module:
     """Give batch norms statistics other than 0 and 1, and biases values, as training would; in place."""
     generator = torch.Generator().manual_seed(seed)

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from attribution_cases import NETS, case, objective_of
+from attribution_cases import NETS, case, objective_of, of_module
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Saliency
-from curvature_oracles import batches
 from torch import Tensor, nn
 
-from probes.attribution import AttributionError, Case, Map, Settings, Target, attribute, baselines, case_of
+from probes.attribution import (
+    AttributionError,
+    Case,
+    Map,
+    Settings,
+    Target,
+    attribute,
+    baselines,
+    case_of,
+)
 from probes.attribution.baselines import has_rms_norm
-from probes.attribution.gradients import integrals, nodes_of, references_of, shap_draws
+from probes.attribution.gradients import shap_draws
 from probes.objective import Objective
 from probes.strict import strict
 
 GRADIENTS = ("gradient", "saliency", "input_x_gradient", "integrated_gradients", "gradient_shap")
 ONE_RULE = Settings(steps=16, tolerance=float("inf"))
-
-
-def of_module(module: nn.Module, row: Tensor, target: int = 0) -> Case:
-    """The case of one row of numbers."""
-    inputs = torch.stack([row, row + 1]).float()
-    objective = Objective.of(module, batches(inputs, torch.zeros(2, dtype=torch.int64)), "cross_entropy",
-                             dtype="float64", device="cpu")  # fmt: skip
-    return case_of(objective, 0, Target(target))
 
 
 def shown(found: Case, values: Tensor, reduce: str) -> np.ndarray:
@@ -46,8 +44,10 @@ def test_each_equals_captum_called_directly(name: str) -> None:
         saliency = shown(found, Saliency(net).attribute(x.clone().requires_grad_()), "l2")
         signed = shown(found, Saliency(net).attribute(x.clone().requires_grad_(), abs=False), "l2")
         product = shown(found, InputXGradient(net).attribute(x.clone().requires_grad_()), "sum")
-        path = shown(found, IntegratedGradients(net).attribute(
-            x, baselines(found, "auto"), n_steps=16, method="gausslegendre", internal_batch_size=16), "sum")  # fmt: skip
+        engine, base = IntegratedGradients(net), baselines(found, "auto")
+        path = shown(
+            found, engine.attribute(x, base, n_steps=16, method="gausslegendre", internal_batch_size=16), "sum"
+        )
     pairs = {"saliency": saliency, "gradient": signed, "input_x_gradient": product, "integrated_gradients": path}
     for method, expected in pairs.items():
         ours = attribute(found, method, ONE_RULE).values
@@ -83,108 +83,6 @@ def test_linear_models_have_a_closed_form() -> None:
     assert shap.values == pytest.approx((w * (x - drawn)).mean(0), abs=1e-12)
     assert shap.stderr == pytest.approx((w * (x - drawn)).std(0, ddof=1) / 5, abs=1e-12)
     assert shap.baseline_score == pytest.approx(float(found.in_chunks(torch.from_numpy(drawn)).mean()))
-
-
-def test_integrated_gradients_of_a_cubic_are_exact_with_two_nodes() -> None:
-    class Cubic(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.scale * (x[:, :1] ** 3 + x[:, :1] * x[:, 1:2]).repeat(1, 2)
-
-    found = of_module(Cubic(), torch.tensor([2.0, 3.0]))
-    path, variation = integrals(found, found.features, torch.zeros(1, 2, dtype=torch.float64), 2)
-    assert path[0].tolist() == pytest.approx([8 + 3, 3])
-    assert variation == pytest.approx(14)
-
-
-def test_the_rule_is_gauss_and_legendres_and_its_weights_add_up_to_one() -> None:
-    for steps in (1, 5, 32, 500):
-        nodes, weights = nodes_of(steps)
-        assert float(weights.sum()) == pytest.approx(1, abs=1e-13)  # a trapezoid of captum's kind gives 1 - 1 / steps
-        degree = min(2 * steps - 1, 63)
-        assert float((weights * nodes**degree).sum()) == pytest.approx(1 / (degree + 1), rel=1e-11)
-    nodes, weights = np.polynomial.legendre.leggauss(32)
-    assert nodes_of(32)[0].numpy() == pytest.approx((nodes + 1) / 2, abs=1e-14)
-    assert nodes_of(32)[1].numpy() == pytest.approx(weights / 2, abs=1e-14)
-
-
-def test_the_trapezoid_of_captum_is_biased_and_ours_is_not() -> None:
-    found = case("linear", 1)
-    with strict(found.module):
-        biased = IntegratedGradients(found.as_module()).attribute(found.features, baselines(found, "zero"), n_steps=10,
-                                                                  method="riemann_trapezoid")  # fmt: skip
-    difference = found.score - found.score_at(baselines(found, "zero"))
-    assert float(biased.sum()) / difference == pytest.approx(0.9)
-    ours = attribute(found, "integrated_gradients", Settings(baseline="zero", steps=10))
-    assert ours.values.sum() / difference == pytest.approx(1)
-    assert ours.about["rule"] == "Gauss-Legendre"
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", NETS)
-def test_complete_to_a_thousandth_or_the_reason_is_said(name: str, dtype: str) -> None:
-    found = case(name, 1, dtype=dtype)
-    made = attribute(found, "integrated_gradients")
-    difference = made.score - made.baseline_score
-    residual = abs(made.values.sum() - difference) / abs(difference)
-    assert residual == pytest.approx(made.completeness_error, rel=1e-3, abs=1e-5)
-    assert made.score == pytest.approx(float(found.in_chunks(found.features)[0]))
-    assert made.baseline_score == pytest.approx(float(found.in_chunks(baselines(found, "auto"))[0]))
-    assert made.about["variation"] >= abs(difference) * 0.99
-    assert made.completeness_error < 1e-3
-    assert made.badge.verdict == "ok"
-    assert not made.notes
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_complete_on_every_row_whose_score_does_not_wander(name: str) -> None:
-    objective, wandering = objective_of(name), 0
-    for row in range(len(objective.inputs)):
-        made = attribute(case_of(objective, row), "integrated_gradients")
-        if abs(made.score - made.baseline_score) < 0.2 * made.about["variation"]:  # a small difference of large sums
-            wandering += 1
-        else:
-            assert made.completeness_error < 1e-3
-    assert wandering <= 1
-
-
-def test_steps_are_doubled_only_as_far_as_the_bound_asks() -> None:
-    found = case("hub resnet")
-    errors = {}
-    for tolerance in (0.5, 1e-2, 1e-3):
-        made = attribute(found, "integrated_gradients", Settings(steps=4, tolerance=tolerance))
-        errors[tolerance] = made.completeness_error
-        assert made.completeness_error <= tolerance
-        steps = made.about["steps"]
-        assert steps in (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-        assert made.about["evaluations"] == 2 * steps - 4
-        if steps > 4:
-            half = attribute(found, "integrated_gradients", Settings(steps=steps // 2, tolerance=float("inf")))
-            assert half.completeness_error > tolerance
-
-
-def test_what_does_not_converge_is_said() -> None:
-    made = attribute(case("llama"), "integrated_gradients", Settings(baseline="zero"))
-    assert made.about["steps"] == 1024
-    assert made.completeness_error > 0.1
-    assert "still misses" in made.notes[0]
-
-
-def test_several_baselines_are_averaged() -> None:
-    found = case("resnet20", 2)
-    settings = Settings(baseline="zero + blur+mean+random+data", steps=16, tolerance=float("inf"), seed=5)
-    made = attribute(found, "integrated_gradients", settings)
-    references = references_of(found, settings.baseline, 5)
-    assert len(references) == 3 + 5 + 3
-    loops = [attribute(found, "integrated_gradients", replace(ONE_RULE, baseline=each)).values
-             for each in ("zero", "blur", "mean")]  # fmt: skip
-    loops += [integrals(found, found.features, each[None], 16)[0][0].numpy() for each in references[3:]]
-    np.testing.assert_allclose(made.values, np.mean(loops, 0), atol=1e-12)
-    assert made.baseline_score == pytest.approx(float(found.in_chunks(references).mean()))
-    assert made.about["references"] == 11
 
 
 class _Doubled(nn.Module):

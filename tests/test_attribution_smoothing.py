@@ -26,7 +26,7 @@ def noises(found: Case, settings: Settings) -> Tensor:
 
 def with_noise(monkeypatch: pytest.MonkeyPatch, noise: Tensor) -> None:
     """Let Captum's NoiseTunnel draw this noise; it draws all samples of an input together."""
-    monkeypatch.setattr(torch, "normal", lambda mean, std: noise.reshape(mean.shape))
+    monkeypatch.setattr(torch, "normal", lambda mean, std: noise.reshape(std.shape))
 
 
 @pytest.mark.parametrize("statistic", KINDS)
@@ -150,7 +150,9 @@ def test_any_other_method_can_be_smoothed(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_sampling_stops_at_the_tolerance_and_tells_its_error() -> None:
     told: list[str] = []
-    made = attribute(case("cnn"), "smoothgrad", Settings(samples=400, tolerance=0.5), lambda _, doing: told.append(doing))
+    made = attribute(
+        case("cnn"), "smoothgrad", Settings(samples=400, tolerance=0.5), lambda _, doing: told.append(doing)
+    )
     assert 10 <= made.about["samples"] < 400
     assert made.about["relative_stderr"] <= 0.5
     assert made.about["relative_stderr"] == pytest.approx(np.linalg.norm(made.stderr) / np.linalg.norm(made.values))

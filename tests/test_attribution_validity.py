@@ -14,7 +14,10 @@ from probes.attribution import Case, Map, Settings, attribute, badge_of, baselin
 from probes.attribution.validity import is_singular
 from probes.strict import strict
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning"),
+]
 
 
 def judged(found: Case, made: Map) -> Map:
@@ -80,9 +83,8 @@ def test_grad_cam_at_the_last_block_is_zero() -> None:
     found = case("vit", 1)
     with strict(found.module):
         slopes: list[torch.Tensor] = []
-        handle = found.module.get_submodule("vit.layers.1").register_forward_hook(
-            lambda _, __, output: output.register_hook(slopes.append)
-        )
+        layer = found.module.get_submodule("vit.layers.1")
+        handle = layer.register_forward_hook(lambda _, __, output: (output.register_hook(slopes.append), output)[1])
         found.gradients(found.features)
         handle.remove()
     patches = slopes[0][:, 1:].sum(-1).reshape(1, 1, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
@@ -135,11 +137,15 @@ def test_gradients_in_disguise_are_found_for_every_kind_of_features(name: str) -
         assert plain.badge.verdict == "ok"
         disguised = judged(found, replace(plain, method="another"))
         assert (disguised.badge.verdict == "invalid") == (name != "linear")
-        noisy = replace(plain, method="another", values=plain.values * (1 + 1e-3 * np.arange(plain.values.size).reshape(plain.values.shape)))
-        assert judged(found, noisy).badge.verdict == "ok"
+        factors = 1 + 1e-3 * np.arange(plain.values.size).reshape(plain.values.shape)
+        assert judged(found, replace(plain, method="another", values=plain.values * factors)).badge.verdict == "ok"
     given = attribute(found, "gradient")
-    other = replace(given, method="another", values=given.values + 1)
-    assert badge_of(found, other, replace(given, values=given.values + 1)).verdict == ("ok" if name == "linear" else "invalid")
+    moved = replace(given, values=given.values + 1)
+    verdict = (
+        judged(found, replace(moved, method="another")).badge.verdict,
+        badge_of(found, replace(moved, method="x"), moved).verdict,
+    )
+    assert verdict == ("ok", "ok" if name == "linear" else "invalid")
 
 
 def test_completeness_is_judged_by_the_tolerance_that_was_asked() -> None:

@@ -9,22 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.special import roots_legendre
 from torch import Tensor
 
 from probes.attribution.baselines import baselines, default_baseline, fitting_baselines
 from probes.attribution.errors import AttributionError
+from probes.attribution.integration import LOOSE, MOST_STEPS, Integral, along, refined, whole
 from probes.attribution.maps import Map, Reduce, completeness_error, make_map
 from probes.attribution.methods import Method, Settings, Tick
 
 if TYPE_CHECKING:
     from probes.attribution.case import Case
 
-MOST_STEPS = 1024
 REPEATS = 5  # references drawn where "random" or "data" is asked for
 Raw = Callable[["Case", Tensor, Settings], Tensor]  # features (B, ...) -> attributions (B, ...), not yet reduced
 
@@ -33,8 +32,9 @@ Raw = Callable[["Case", Tensor, Settings], Tensor]  # features (B, ...) -> attri
 class Path:
     """What an integral along straight paths came to, averaged over the references.
 
-    steps: for each reference. evaluations: gradients in all. error: of completeness. variation: how far the score goes
-    up and down on its way from a reference to the example.
+    steps: nodes on a path, the most of any. evaluations: gradients in all. error: of completeness. variation: how far
+    the score goes up and down on its way from a reference to the example. local_error: the sizes of the errors of all
+    pieces of a path as a share of the difference, where paths were cut.
     """
 
     values: Tensor
@@ -43,6 +43,7 @@ class Path:
     evaluations: int
     error: float
     variation: float
+    local_error: float | None
 
 
 def gradient(case: Case, features: Tensor, settings: Settings | None = None) -> Tensor:  # noqa: ARG001
@@ -61,61 +62,48 @@ def input_x_gradient(case: Case, features: Tensor, settings: Settings | None = N
 
 
 def integrated_raw(case: Case, features: Tensor, settings: Settings) -> Tensor:
-    """Return integrated gradients at features (B, ...) with the steps as set, never doubled; for smoothing."""
+    """Return integrated gradients at features (B, ...) by one rule with the steps as set; for smoothing."""
     references = references_of(case, settings.baseline, settings.seed)
-    found = [integrals(case, each[None], references, settings.steps)[0].mean(0, keepdim=True) for each in features]
-    return torch.cat(found)
+    found = [[whole(case, each, start, settings.steps).values for start in references.split(1)]
+             for each in features.split(1)]  # fmt: skip
+    return torch.cat([torch.cat(each).mean(0, keepdim=True) for each in found])
 
 
 def integrated_gradients(case: Case, references: Tensor, steps: int, tolerance: float, tick: Tick) -> Path:
-    """Average the integrals from several references (R, ...), doubling the steps until they add up.
+    """Average the integrals from several references (R, ...), refining them until they add up.
 
-    tolerance: of |sum - difference| / |difference|; the last rule has 1024 steps at most. Raises AttributionError for
+    First one rule of so many steps; where the sum misses the difference of the scores by more than the tolerance (a
+    share of it), pieces of each path are halved, with 1024 gradients a reference at most. Raises AttributionError for
     fewer steps than 1.
     """
     if steps < 1:
         raise AttributionError(f"Integrated gradients were asked for with {steps} steps; give 1 or more.")
     baseline_score = float(case.in_chunks(references).double().mean())
-    spent = 0
-    while True:
-        found, variation = integrals(case, case.features, references, steps)
-        values = found.mean(0, keepdim=True)
-        spent += steps * len(references)
-        error = completeness_error(float(values.sum()), case.score, baseline_score)
-        if error <= tolerance or steps >= MOST_STEPS:
-            return Path(values, baseline_score, steps, spent, error, variation)
-        tick(min(0.9, math.log2(steps) / 10), f"integrated gradients: error {error:.2g} with {steps} steps")
-        steps = min(2 * steps, MOST_STEPS)
+    first = [whole(case, case.features, each, steps) for each in references.split(1)]
+    path = _joined(case, first, baseline_score, 0)
+    if path.error <= tolerance or steps >= MOST_STEPS:
+        return path
+    allowed = tolerance * abs(case.score - baseline_score)
+    better: list[Integral] = []
+    for each in references.split(1):
+        tick(len(better) / len(references), f"integrated gradients: error {path.error:.2g} with {steps} steps")
+        better.append(refined(case, each, steps, allowed))
+    return _joined(case, better, baseline_score, path.evaluations)
 
 
-@lru_cache(maxsize=64)
-def nodes_of(steps: int) -> tuple[Tensor, Tensor]:
-    """Return nodes and weights of Gauss and Legendre's rule on [0, 1]."""
-    nodes, weights = roots_legendre(steps)
-    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+def _joined(case: Case, found: list[Integral], baseline_score: float, spent: int) -> Path:
+    values = torch.cat([each.values for each in found]).mean(0, keepdim=True)
+    error = completeness_error(float(values.sum()), case.score, baseline_score)
+    variation = sum(each.variation for each in found) / len(found)
+    spent += sum(each.evaluations for each in found)
+    local = sum(each.local_error for each in found) / len(found)
+    share = None if math.isnan(local) else local / max(abs(case.score - baseline_score), 1e-300)
+    return Path(values, baseline_score, max(each.steps for each in found), spent, error, variation, share)
 
 
 def references_of(case: Case, names: str, seed: int) -> Tensor:
     """Return the references (R, ...) of one baseline, or of several joined by "+", random ones 5 times."""
     return torch.cat([baselines(case, each.strip(), count=REPEATS, seed=seed) for each in names.split("+")])
-
-
-def integrals(case: Case, features: Tensor, references: Tensor, steps: int) -> tuple[Tensor, float]:
-    """Integrate gradients from each reference (R, ...) to features (1, ...): (R, ...) in float64, and the variation."""
-    alphas, weights = nodes_of(steps)
-    total, variation = torch.zeros(references.shape, dtype=torch.float64, device=references.device), 0.0
-    jobs = torch.cartesian_prod(torch.arange(len(references)), torch.arange(steps))
-    for rows, places in (part.unbind(1) for part in jobs.split(case.chunk())):
-        away = features - references[rows]
-        points = references[rows] + _along(alphas[places], features) * away
-        shares = case.gradients(points)[1].double() * away * _along(weights[places], total)
-        variation += float(shares.flatten(1).sum(1).abs().sum())
-        total.index_add_(0, rows.to(total.device), shares)
-    return total, variation / len(references)
-
-
-def _along(numbers: Tensor, like: Tensor) -> Tensor:
-    return numbers.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
 def shap_draws(case: Case, settings: Settings, count: int) -> tuple[Tensor, Tensor]:
@@ -134,7 +122,7 @@ def shap_samples(case: Case, features: Tensor, references: Tensor, places: Tenso
     """Yield the terms whose mean is GradientShap, chunk by chunk."""
     for some, here in zip(references.split(case.chunk()), places.split(case.chunk()), strict=True):
         away = features - some
-        yield case.gradients(some + _along(here, features) * away)[1] * away
+        yield case.gradients(some + along(here, features) * away)[1] * away
 
 
 def _plain(name: str, case: Case, settings: Settings, tick: Tick) -> Map:  # noqa: ARG001  neither is needed
@@ -148,20 +136,31 @@ def _plain(name: str, case: Case, settings: Settings, tick: Tick) -> Map:  # noq
 def _run_integrated(case: Case, settings: Settings, tick: Tick) -> Map:
     references = references_of(case, settings.baseline, settings.seed)
     path = integrated_gradients(case, references, settings.steps, settings.tolerance, tick)
-    about = {**_told(case, settings), "steps": path.steps, "evaluations": path.evaluations, "rule": "Gauss-Legendre",
-             "tolerance": settings.tolerance, "references": len(references), "variation": path.variation}  # fmt: skip
+    about = {
+        **_told(case, settings),
+        **{name: getattr(path, name) for name in ("steps", "evaluations", "variation", "local_error")},
+        "rule": "Gauss-Legendre",
+        "tolerance": settings.tolerance,
+        "references": len(references),
+    }
     return make_map(case, "integrated_gradients", path.values, complete=True, baseline_score=path.baseline_score,
                     about=about, notes=_notes(case, path, settings.tolerance))  # fmt: skip
 
 
 def _notes(case: Case, path: Path, tolerance: float) -> tuple[str, ...]:
-    if path.error <= tolerance:
-        return ()
-    return (
-        f"With {path.steps} steps the sum still misses the difference of the scores, "
-        f"{case.score - path.baseline_score:.4g}, by {path.error:.2g} of it (asked: {tolerance:.2g}); on its way the "
-        f"score goes up and down by {path.variation:.4g}.",
-    )
+    said = []
+    if path.error > tolerance:
+        said.append(
+            f"With {path.evaluations} gradients the sum still misses the difference of the scores, "
+            f"{case.score - path.baseline_score:.4g}, by {path.error:.2g} of it (asked: {tolerance:.2g}); on its way "
+            f"the score goes up and down by {path.variation:.4g}."
+        )
+    if path.local_error is not None and path.local_error > max(3 * LOOSE * tolerance, path.error):
+        said.append(
+            f"The errors along the path cancel in the sum: their sizes add up to {path.local_error:.2g} of the "
+            "difference, so single values are less sure than the completeness error says."
+        )
+    return tuple(said)
 
 
 def _run_shap(case: Case, settings: Settings, tick: Tick) -> Map:

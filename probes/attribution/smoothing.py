@@ -142,8 +142,14 @@ def _run(statistic: str, case: Case, settings: Settings, tick: Tick) -> Map:
         found = inner.run(noisy).double()
         sums, count = sums + torch.stack([(found**order).sum(0) for order in range(1, _ORDERS + 1)]), count + step
         _keep(tick, key, sums, count)
-    about = {"over": inner.name, "samples": count, "noise": settings.noise, "seed": settings.seed,
-             "sigma": float(sigma_of(case, settings).mean()), "relative_stderr": relative if math.isfinite(relative) else None}  # fmt: skip
+    about = {
+        "over": inner.name,
+        "samples": count,
+        "noise": settings.noise,
+        "seed": settings.seed,
+        "sigma": float(sigma_of(case, settings).mean()),
+        "relative_stderr": relative if math.isfinite(relative) else None,
+    }
     signed = inner.signed and statistic == "smoothgrad" and not inner.l2
     return make_map(case, statistic, values, signed=signed, stderr=errors, reduce="none", about=about)
 

@@ -90,9 +90,9 @@ def _no_op(case: Case, map: Map, gradient_map: Map | None) -> Iterator[Reason]:
     complete = map.completeness_error is not None and map.completeness_error <= DOUBTFUL
     if map.method in ITSELF or complete:
         return
-    known = {} if gradient_map is None else {"the plain gradient": gradient_map.values}
     try:
-        known |= _plain_maps(case)
+        known = _plain_maps(case)
+        known |= {} if gradient_map is None else {"the plain gradient": gradient_map.values}
         twin = next((name for name, values in known.items() if _same(map.values, values)), None)
         if twin is None or _is_linear(case):
             return
