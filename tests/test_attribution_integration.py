@@ -131,8 +131,8 @@ def test_what_does_not_converge_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_errors_that_cancel_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integration, "_ENOUGH", 0)
-    made = attribute(case("cnn", 0), "integrated_gradients", Settings(steps=8, tolerance=1e-4))
-    assert made.completeness_error <= 1e-4 < 30 * 1e-4 < made.about["local_error"]
+    made = attribute(case("cnn", 0), "integrated_gradients", Settings(steps=8, tolerance=1e-3))
+    assert made.completeness_error <= 1e-3 < 30 * 1e-3 < made.about["local_error"]
     assert "cancel in the sum" in made.notes[-1]
 
 
