@@ -12,7 +12,7 @@ from attribution_cases import NETS, case, objective_of, of_module
 from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
-from probes.attribution import Settings, attribute, baselines, case_of, gradients, integration
+from probes.attribution import Settings, attribute, baselines, case_of, gradients
 from probes.attribution.gradients import references_of
 from probes.attribution.integration import nodes_of, refined, whole
 from probes.strict import strict
@@ -129,11 +129,18 @@ def test_what_does_not_converge_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     assert made.badge.verdict != "ok"
 
 
-def test_errors_that_cancel_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integration, "_ENOUGH", 0)
-    made = attribute(case("cnn", 0), "integrated_gradients", Settings(steps=8, tolerance=1e-3))
-    assert made.completeness_error <= 1e-3 < 30 * 1e-3 < made.about["local_error"]
-    assert "cancel in the sum" in made.notes[-1]
+def test_errors_of_pieces_add_up_to_the_sums_and_are_told_where_they_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = case("cnn", 1)
+    start = baselines(found, "zero")
+    difference = found.score - found.score_at(start)
+    made = refined(found, start, 16, 1e-3 * abs(difference))
+    assert made.local_error >= abs(float(made.values.sum()) - difference)
+    assert not attribute(found, "integrated_gradients").notes
+    worse = replace(made, local_error=0.05 * abs(difference))
+    monkeypatch.setattr(gradients, "refined", lambda *_: worse)
+    told = attribute(found, "integrated_gradients", Settings(steps=4))
+    assert told.about["local_error"] == pytest.approx(0.05)
+    assert "their sizes add up to 0.05 of the difference" in told.notes[0]
 
 
 def test_several_baselines_are_averaged() -> None:
