@@ -16,7 +16,7 @@ from analyzers.influence import Influence
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     module, data = mlp()
-    ids = tuple(f"<b>{row}</b> $x$" for row in range(12)) + ("<b>0</b> $x$",)
+    ids = (*tuple(f"<b>{row}</b> $x$" for row in range(12)), "<b>0</b> $x$")
     data = replace(data, classes=("<i>cat</i>", "dog", "%{x}"), ids=ids)
     objective, checkpoints = a_run(tmp_path_factory.mktemp("run"), module, moved(module, 3, 0.2), data)
     objective.about["model"] = "<b>net</b>"
@@ -70,7 +70,7 @@ def test_tables_hold_every_example_and_every_checkpoint(hostile) -> None:
     assert len(everything) == 13
     assert (np.diff(everything["influence"]) <= 0).all()
     assert len(tables["influence_over_time"]) == 3
-    assert list(tables["influence"]["influence"])[0] == pytest.approx(everything["influence"].drop(
+    assert next(iter(tables["influence"]["influence"])) == pytest.approx(everything["influence"].drop(
         everything.index[everything["row"] == 7]).iloc[0])  # fmt: skip
 
 
