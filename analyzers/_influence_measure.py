@@ -42,8 +42,9 @@ class Found:
     """What was found. last, target: model at the last checkpoint on the data, and on those the example is from.
 
     row: of the example in target; random: rows of the random ones. losses: of target. influence: (N,) on the example;
-    others: (N, K) on the random ones, NaN of one on itself. terms: (T, N) what each used checkpoint adds, before `relative`. lengths: (N,) by
-    which it was divided. rates: of the used checkpoints. fisher: gradients, damping and directions, or empty.
+    others: (N, K) on the random ones, NaN of one on itself. terms: (T, N) what each used checkpoint adds, before
+    `relative`. lengths: (N,) by which it was divided. rates: of the used checkpoints. fisher: gradients, damping and
+    directions, or empty.
     """
 
     asked: Asked

@@ -79,8 +79,8 @@ def beside(influence: Floats, others: Floats, top: int, without: Sequence[int] =
         shared.append([_share(*pair) for pair in pairs])
     counts = np.isfinite(others).sum(1)
     typical = np.divide(np.nansum(others, 1), counts, out=np.full(len(influence), np.nan), where=counts > 0)
-    parts = [_mean([each[place] for each in shared]) for place in range(3)]
-    return Beside(*parts, min(top / max(int(listed.sum()), 1), 1.0), _mean(correlations), typical)
+    both, helped, hurt = (_mean([each[place] for each in shared]) for place in range(3))
+    return Beside(both, helped, hurt, min(top / max(int(listed.sum()), 1), 1.0), _mean(correlations), typical)
 
 
 def losses_of(objective: Objective) -> Losses:
