@@ -80,9 +80,8 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Input Tensor 0 did not")
     sizes = (32, 16) if small else (512, 64)
-    print(
-        "| network | ours | Captum | loop | inverse Fisher | Captum / ours | Captum off by |\n|---|---|---|---|---|---|---|"
-    )
+    heads = ("network", "ours", "Captum", "loop", "inverse Fisher", "Captum / ours", "Captum off by")
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name, make in {"MLP": mlp, "MNIST CNN": cnn, "ResNet-20": resnet20}.items():
         torch.manual_seed(0)
         objective = make(*sizes)
