@@ -113,9 +113,11 @@ def _found(
     more: Mapping[str, Any],
 ) -> Masks:
     _check(areas)
-    ends = canvas.shown(torch.ones(1, *canvas.shape).to(case.features)).round()
-    score, blank = float(play(ends)[0]), float(play(torch.zeros_like(ends))[0])
-    scale = max(abs(score - blank), 1e-3 * abs(score), 1e-12)
+    all_of_it = torch.ones_like(canvas.shown(torch.ones(1, *canvas.shape).to(case.features)))
+    (first, slope), last = play(all_of_it), play(torch.zeros_like(all_of_it))[0]
+    score, blank = float(first), float(last)
+    gross = float(slope.abs().sum()) if isinstance(canvas, Channels) else 0.0  # channels for and against may cancel
+    scale = max(abs(score - blank), gross, 1e-3 * abs(score), 1e-12)
     said = (about, case.target, _content(case.features), _content(*case.objective.theta))
     key = "extremal-" + hashlib.sha256(repr(said).encode()).hexdigest()[:16]
     lattice = extremal(canvas, play, Search(areas, game, scale, key=key, **more), case.features, tick)

@@ -24,6 +24,7 @@ GAMES: tuple[Game, ...] = ("preserve", "delete", "dual")
 ITERATIONS = 120
 MOMENTUM = 0.9
 PULL = 0.5, 20.0  # weight of the area's term, at the first and the last step
+TIE = 0.01  # values of a mask that are closer may be put in the order of their use
 PACE = 8.0  # length of all steps together, for a gradient of one over the number of values
 SECONDS_BETWEEN_SAVES = 2.0
 
@@ -66,19 +67,25 @@ def _slope(canvas: Canvas, play: Play, search: Search, lattice: Tensor, step: in
     with torch.enable_grad():
         lattice = lattice.detach().requires_grad_()
         masks = canvas.shown(lattice)
-        count = masks[0].numel()
-        weight = PULL[0] * (PULL[1] / PULL[0]) ** (step / max(search.iterations - 1, 1))
-        term = weight * _misfit(masks, search.areas).sum()
-        (pull,) = torch.autograd.grad(term, masks, retain_graph=True)
         flip = search.flips and step % 2 == 0
         push = _reward(play, masks.detach().flip(-1) if flip else masks.detach(), search.game) / search.scale
-        (found,) = torch.autograd.grad(masks, lattice, (push.flip(-1) if flip else push) - pull)
-    return found * count
+        push = push.flip(-1) if flip else push
+        weight = PULL[0] * (PULL[1] / PULL[0]) ** (step / max(search.iterations - 1, 1))
+        term = weight * _misfit(masks, search.areas, push).sum()
+        (pull,) = torch.autograd.grad(term, masks, retain_graph=True)
+        (found,) = torch.autograd.grad(masks, lattice, push - pull)
+    return found * masks[0].numel()
 
 
-def _misfit(masks: Tensor, areas: Sequence[float]) -> Tensor:
-    """Return the mean squared distance of each mask's sorted values from a step at its area, (A,)."""
-    values = masks.flatten(1).sort(1).values
+def _misfit(masks: Tensor, areas: Sequence[float], use: Tensor) -> Tensor:
+    """Return the mean squared distance of each mask's sorted values from a step at its area, (A,).
+
+    use: the gradient of the reward, in whose order values are put that are nearly equal, as all are at first and those
+    at 1 are later: in the order of their places the mask would end where its last pixels are.
+    """
+    values, use = masks.flatten(1), use.flatten(1)
+    size = use.abs().amax(1, keepdim=True).clamp(min=torch.finfo(use.dtype).tiny)
+    values = values.gather(1, (values.detach() + TIE * use / size).argsort(1))
     rank = (torch.arange(values.shape[1], dtype=values.dtype, device=values.device) + 0.5) / values.shape[1]
     step = rank > 1 - torch.tensor(areas, dtype=values.dtype, device=values.device)[:, None]
     return ((values - step.to(values)) ** 2).mean(1)
