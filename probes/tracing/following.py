@@ -86,7 +86,7 @@ def _plain(val: Any) -> Any:
     return [_plain(each) for each in val] if isinstance(val, list | tuple) else val
 
 
-def _called(found: Followed, held: Mapping[fx.Node, Any], node: fx.Node) -> Any:
+def _called(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> Any:
     target: Any = node.target
     if target is operator.getitem:
         listed, place = held[node.args[0]], node.args[1]  # type: ignore[index]
@@ -107,9 +107,28 @@ def _called(found: Followed, held: Mapping[fx.Node, Any], node: fx.Node) -> Any:
     if rule is None or largest > LARGEST:
         return _unknown(found, node, values)
     try:
-        return rule(step)
+        result = rule(step)
     except NoRule:
         return _unknown(found, node, values)
+    if target._schema.is_mutable:
+        _spoil(found, held, node)
+    return result
+
+
+def _spoil(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> None:
+    """Leave in its place what is written to through a view of it."""
+    view = node.args[0]
+    while isinstance(view, fx.Node) and view.op == "call_function" and _is_view(view.target):
+        view = view.args[0]
+        if isinstance(view, fx.Node):
+            pinned(found.wires, *_tensors(_seen(found.wires, held[view])))
+            pinned(found.wires, *_tensors([_seen(found.wires, held[each]) for each in node.all_input_nodes]))
+            held[view] = _plain(view.meta.get("val"))
+
+
+def _is_view(target: Any) -> bool:
+    returns = target._schema.returns if hasattr(target, "_schema") else ()
+    return bool(returns) and returns[0].alias_info is not None and not target._schema.is_mutable
 
 
 def _step(found: Followed, held: Mapping[fx.Node, Any], node: fx.Node, given: Mapping[str, Any]) -> Step:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -25,13 +30,25 @@ def written_down(objective: Objective) -> tuple[Program, list[str]]:
     failures = []
     for write in (_exported, _recorded):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _quietly():
                 return write(module, inputs, canonical), _doubts(write is _recorded)
         except Exception as error:  # noqa: BLE001 - the model's own code runs, and may fail in any way
             failures.append(error)
     reason = " ".join(str(failures[-1]).split())[:300] or type(failures[-1]).__name__
     raise ModelError(_WORDS.format(reason=reason)) from failures[0]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what torch tells about itself out of the log; what matters is raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _doubts(recorded: bool) -> list[str]:
@@ -89,7 +106,10 @@ def _recorded(module: nn.Module, inputs: Tensor, canonical: dict[str, str]) -> P
     def run(values: dict[str, Tensor], given: Tensor) -> Any:
         return functional_call(module, values, (given,))
 
-    graph = make_fx(torch.func.functionalize(run), pre_dispatch=True, tracing_mode="real")(
+    options: dict[str, Any] = {"pre_dispatch": True, "tracing_mode": "real"}
+    if "_error_on_data_dependent_ops" in inspect.signature(make_fx).parameters:
+        options["_error_on_data_dependent_ops"] = False
+    graph = make_fx(run, **options)(
         {name: each.detach() for name, each in held.items()}, inputs
     )
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]

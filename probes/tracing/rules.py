@@ -60,7 +60,7 @@ def rule(names: str) -> Callable[[Rule], Rule]:
 
 def rule_for(target: Any) -> Rule | None:
     """Return the rule of an operation, None where there is none."""
-    found = RULES.get(target._schema.name)
+    found = RULES.get(target._schema.name.rstrip("_") if target._schema.is_mutable else target._schema.name)
     return elementwise if found is None and torch.Tag.pointwise in target.tags else found
 
 
@@ -299,6 +299,6 @@ def _numbers(step: Step, name: str, numbers: Tensor) -> dict[str, Any]:
         return [concrete(each) for each in given] if isinstance(given, list | tuple) else given
 
     given = {key: concrete(each) for key, each in step.given.items() if key != name}
-    if "value" in given:
+    if "pad" in step.target._schema.name:
         given["value"] = -1
     return {**given, name: numbers}
