@@ -6,6 +6,7 @@ random ones: units that happen to be equal, or dead on the data, cannot hide a w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -172,7 +173,7 @@ def _redrawn(objective: Objective, point: Point, seed: int) -> Point:
 
     def fresh(name: str, each: Tensor, noise: Tensor) -> Tensor:
         if each.ndim > 1:
-            return noise * (2 / (each.numel() / each.shape[0])) ** 0.5
+            return noise * math.sqrt(2 * each.shape[0] / each.numel())
         return _NOISE * noise + (1.0 if name.endswith("weight") else 0.0)
 
     return _changed(objective, point, seed, fresh)

@@ -117,7 +117,7 @@ def _called(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> Any:
 
 def _spoil(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> None:
     """Leave in its place what is written to through a view of it."""
-    view = node.args[0]
+    view: Any = node.args[0]
     while isinstance(view, fx.Node) and view.op == "call_function" and _is_view(view.target):
         view = view.args[0]
         if isinstance(view, fx.Node):

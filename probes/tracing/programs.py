@@ -109,9 +109,7 @@ def _recorded(module: nn.Module, inputs: Tensor, canonical: dict[str, str]) -> P
     options: dict[str, Any] = {"pre_dispatch": True, "tracing_mode": "real"}
     if "_error_on_data_dependent_ops" in inspect.signature(make_fx).parameters:
         options["_error_on_data_dependent_ops"] = False
-    graph = make_fx(run, **options)(
-        {name: each.detach() for name, each in held.items()}, inputs
-    )
+    graph = make_fx(run, **options)({name: each.detach() for name, each in held.items()}, inputs)
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     named = dict(zip((node.name for node in places), held, strict=False))
     tensors = {place: canonical[name] for place, name in named.items() if name in canonical}
