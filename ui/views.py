@@ -31,4 +31,13 @@ def _layer(result: Result) -> View:
     return {"layer": st.selectbox("Units of", names, key="layer", bind="query-params", help=told)}
 
 
-VIEWS: Mapping[str, Callable[[Result], View]] = {"layer_rotation": _random_walk, "mode_connectivity": _layer}
+def _log(_result: Result) -> View:
+    told = "What lies near zero shows; what is drawn stays the same."
+    return {"log": st.toggle("Losses on a logarithmic axis", key="log", bind="query-params", help=told)}
+
+
+VIEWS: Mapping[str, Callable[[Result], View]] = {
+    "layer_rotation": _random_walk,
+    "loss_path": _log,
+    "mode_connectivity": _layer,
+}
