@@ -45,7 +45,7 @@ def loss_path(values: Values) -> list[Cell]:
     spread = _between(values.get("delta_low"), values.get("delta_high"))
     return [
         Cell("Greatest rise (Δ)", number(values.get("delta")), f"{rise} {LEVEL}", spread),
-        Cell("Plateau", percent(values.get("plateau")), "Share of the way on which the loss is above 90 % of the first."),
+        Cell("Plateau", percent(values.get("plateau")), "Share of the way with a loss above 90 % of the first."),
         Cell("Gauss length", number(values.get("gauss_length")), "How far the outputs turn on the way, in radians."),
         Cell("Distance", number(values["distance"]), "Of the parameters.",
              f"{number(values['relative_distance'])} times the norm of the first"),
