@@ -16,6 +16,7 @@ from torch import Tensor
 
 from probes.breaking import first_broken_layer
 from probes.errors import ModelError
+from probes.in_float64 import InFloat64
 from probes.objective import Objective
 from probes.permutations import Found, PermutationSpec, drawn, permuted
 from probes.points import Point, at, point_from, point_of, tensors_of
@@ -156,7 +157,7 @@ def _probe(objective: Objective, examples: int) -> Objective:
 
 def _outputs(objective: Objective) -> Tensor:
     """Return the outputs of all examples, or their losses where the operator's own loss runs the model."""
-    with torch.no_grad(), strict(objective.module):
+    with torch.no_grad(), strict(objective.module), InFloat64():
         if objective.own is not None:
             losses: Tensor = objective.tallied(finite=False).losses
             return losses
