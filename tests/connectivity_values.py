@@ -64,7 +64,7 @@ def result(
     pair = {"permutation": layer, "first": 0, "second": 1, "cosine": 0.9, "norms": [1.0, 1.0], "correlation": 0.8,
             "active": [0.5, 0.5], "state": "dead in both"}  # fmt: skip
     values: dict[str, Any] = {
-        "checkpoints": list(names), "examples": 40, "test_examples": 20, "batch_norm": "measured anew",
+        "checkpoints": list(names), "examples": 40, "test_examples": 20, "looked_at": 30, "batch_norm": "measured anew",
         "definition": "git_rebasin", "lambda": LAMBDAS, **lines(), **lines("test_", 0.1),
         "uncorrected": {key: {stage: row for stage, row in each.items() if stage != "repaired"}
                         for key, each in lines(more=0.5).items()},
