@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.assignment import GAIN, Clock, Tensors
 from probes.coordinate_ascent import Problem, State, Tick, climb, outwards
 from probes.errors import ModelError
 from probes.permutations import Found, Indices, PermutationSpec, drawn, identity, permuted
+from probes.unit_products import GAIN, Clock, Tensors
 
 _STATISTICS = ("running_mean", "running_var")
 

@@ -12,7 +12,7 @@ from curvature_oracles import batches
 from torch import Tensor, nn
 
 from probes import matching as module
-from probes.assignment import Clock, best_assignment, solved
+from probes.assignment import best_assignment, solved
 from probes.errors import ModelError
 from probes.matching import assigned_alike, distance_between, overall, weight_matching
 from probes.objective import Objective
@@ -27,6 +27,7 @@ from probes.permutations import (
     permuted,
 )
 from probes.points import between, point_from
+from probes.unit_products import Clock
 
 TICK = lambda _share, _doing: None
 
