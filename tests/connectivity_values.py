@@ -84,15 +84,19 @@ def result(
                                "barrier": {"naive": dict.fromkeys(NAMES, 1.0)}}, "gain": 0.7},
         "curve": {"kind": "bezier", "bends": 1, "t": [0, 0.5, 1], **path, "test_loss": [0.3, 0.6, 0.4],
                   "summary": {"highest": told, "integral": told}, "length": 12.0, "straight_length": 9.0,
-                  "arclength": [0, 6, 12], "places": [[0, 0], [4.5, 3], [9, 0]], "aside": [0, 0, 0]},
+                  "arclength": [0, 6, 12], "places": [[0, 0], [4.5, 3], [9, 0]], "aside": [0, 0, 0],
+                  "plane": {"x": [0, 9], "y": [0, 3], "error": 0.002, "points": 4}},
         "dropout": {"first": thin, "second": thin},
         "dropout_path": {"labels": [f"{layer} A", "B", f"{layer} C"], "segment": [0, 1, 2], **path, "highest": 0.5},
-        "soups": {"rows": [{"soup": "soup", "what": "average", "chosen": [0, 1], "loss": 0.3}],
-                  "alone": [{"checkpoint": names[0], "loss": 0.2}]},
+        "soups": {"rows": [{"soup": "soup", "what": "average", "chosen": [0, 1], "loss": 0.3, "loss_low": 0.2,
+                            "loss_high": 0.5}],
+                  "alone": [{"checkpoint": names[0], "loss": 0.2, "loss_low": 0.1, "loss_high": 0.3}]},
         "matrix": matrix([*names, "three.pt"]),
     }  # fmt: skip
     arrays = {
         f"pairs_{layer}": np.array([[0.1, 0.2, np.nan, 0.0], [0.7, 0.9, np.nan, 0.8], [np.nan] * 4]),
         f"permutation_{layer}": np.array([2, 0, 3, 1]),
+        "curve_plane": np.array([[0.2, 0.3], [0.5, 99.0]]),
+        "curve_plane_points": np.array([[0.0, 0.0], [9.0, 0.0]]),
     }
     return ModeConnectivityResult("mode_connectivity", card(), {**values, **changed}, arrays)

@@ -271,6 +271,25 @@ def test_the_curve_runs_between_the_two_as_they_are(pair: Pair) -> None:
     assert "along the curve" in " ".join(found.values["verdict_evidence"])
 
 
+def test_the_plane_of_the_curve_holds_the_losses_of_its_points(pair: Pair) -> None:
+    found = run(pair, curve="bezier", curve_epochs=3, curve_points=3, curve_plane=True, dtype="float64")
+    a, b = states(pair)
+    bend = torch.as_tensor(found.arrays["curve_bend_0"])
+    flat = [torch.cat([each.flatten() for each in state.values()]) for state in (a, b)]
+    u = (flat[1] - flat[0]) / (flat[1] - flat[0]).norm()
+    v = bend - flat[0] - u * ((bend - flat[0]) @ u)
+    v = v / v.norm()
+    plane, cells = found.values["curve"]["plane"], found.arrays["curve_plane"]
+    assert plane["points"] == len(found.arrays["curve_plane_points"]) <= 31 * 31 // 5
+    sizes = [each.numel() for each in a.values()]
+    for x, y in found.arrays["curve_plane_points"][:5]:
+        parts = (flat[0] + x * u + y * v).split(sizes)
+        state = {name: part.view_as(each) for (name, each), part in zip(a.items(), parts, strict=True)}
+        row, column = (int(np.abs(np.array(plane[side]) - place).argmin()) for side, place in (("y", y), ("x", x)))
+        assert cells[row, column] == pytest.approx(loss_of(mlp(0), state), rel=1e-6)
+    assert "curve_plane" in found.figures()
+
+
 def test_the_matrix_holds_the_barrier_of_every_pair(tmp_path: Path) -> None:
     three = pair_of(tmp_path, mlp, (1, 2, 3), dtype="float64")
     found = run(three, dtype="float64").values
