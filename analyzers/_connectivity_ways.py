@@ -87,7 +87,7 @@ def _plane(run: Run, line: Curve, tick: Reports) -> None:
         "error": number(found.error),
         "points": len(found.at),
     }
-    run.arrays |= {"curve_plane": found.values, "curve_plane_points": found.at}
+    run.arrays |= {"curve_plane": np.maximum(found.values, found.range[0]), "curve_plane_points": found.at}
 
 
 def curve_of(run_objective: Objective, a: Point, b: Point, values: Any, arrays: Any) -> Curve:
