@@ -10,6 +10,7 @@ import torch
 import tracing_nets as nets
 from networks import Features
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -52,6 +53,13 @@ def transposed() -> nn.Module:
     )
 
 
+def instance_normed() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU(), nn.Conv2d(4, 6, 3),
+        nn.InstanceNorm2d(6, affine=True, track_running_stats=True), nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+
+
 def mobile() -> nn.Module:
     return models.MobileNetV2(3, 0.25, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2]])
 
@@ -91,6 +99,10 @@ ZOO: list[tuple[str, nn.Module, torch.Tensor, Sizes]] = [
     ("GroupNorm", nets.GroupNormed(), grey, {"groups": [2], "within a group": [3, 3], "channels": [4]}),
     # the three groups of four lie across two of six: what is in the same of both may be exchanged, no group moves
     ("groups that clash", nets.Clashing(), grey, {"within a group": [2, 2, 2, 4, 2, 2, 4]}),
+    ("InstanceNorm", instance_normed(), grey, {"channels": [4, 6]}),
+    ("standardised weights", nets.Standardised(), grey, {"channels": [4, 6]}),
+    ("weight_norm", nn.Sequential(weight_norm(nn.Linear(5, 7)), nn.ReLU(), nn.Linear(7, 3)), torch.randn(6, 5),
+     {"units": [7]}),
     ("U-Net", nets.SkipCat(), grey, {"channels": [4, 6, 5]}),
     ("ConvNeXt", nets.NextBlock(), grey, {"stream": [6], "units": [24]}),
     ("MLP-Mixer", nets.Mixer(), grey, {"stream": [5], "units": [7, 8]}),

@@ -68,6 +68,22 @@ class Clashing(nn.Module):
         return self.body(x).flatten(1)
 
 
+class Standardised(nn.Module):
+    """Convolutions whose weights are standardised before each use, as ResNetV2-BiT and NFNet have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 3)
+
+    def _run(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        flat = conv.weight.reshape(1, conv.out_channels, -1)
+        weight = functional.batch_norm(flat, None, None, training=True).reshape_as(conv.weight)
+        return functional.conv2d(x, weight, conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(functional.relu(self._run(self.two, functional.relu(self._run(self.one, x)))).mean((2, 3)))
+
+
 class SkipCat(nn.Module):
     """A small U-Net: down, up by a transposed convolution, the skip concatenated."""
 

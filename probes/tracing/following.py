@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from probes.tracing.moving import LARGEST
-from probes.tracing.rules import NoRule, Step, rule_for
-from probes.tracing.values import Shape, Value, pinned
+from probes.tracing.rules import Step, rule_for
+from probes.tracing.values import NoRule, Shape, Value, pinned
 from probes.tracing.wires import Atom, Wires
 
 _KNOWN = 1 << 22  # elements of a constant that is computed
@@ -23,11 +22,13 @@ class Program:
     """A model written down: its operations, and what each placeholder stands for.
 
     tensors: placeholder -> the name of a parameter or buffer. constants: placeholder or attribute -> its numbers.
+    kernels: the names of convolutions' weights, whose axes from the third on are places.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
+    kernels: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -53,6 +54,7 @@ def follow(program: Program) -> Followed:
         elif node.op == "output":
             for each in node.all_input_nodes:
                 pinned(found.wires, *_tensors(_seen(found.wires, held[each])))
+    found.makers |= {name: "conv" for name in program.kernels if name not in found.makers}
     return found
 
 
@@ -62,11 +64,13 @@ class _Named:
 
     name: str
     shape: Shape
+    kernel: bool
 
 
 def _placeholder(program: Program, node: fx.Node) -> Any:
     if node.name in program.tensors and isinstance(node.meta.get("val"), Tensor):
-        return _Named(program.tensors[node.name], tuple(node.meta["val"].shape))
+        name = program.tensors[node.name]
+        return _Named(name, tuple(node.meta["val"].shape), name in program.kernels)
     if node.name in program.constants:
         return _constant(program.constants[node.name])
     return _plain(node.meta.get("val"))
@@ -102,9 +106,8 @@ def _called(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> Any:
     names = [each.name for each in target._schema.arguments]
     given = {**kwargs, **dict(zip(names, args, strict=False))}
     step = _step(found, held, node, {name: each for name, each in given.items() if each is not None})
-    largest = max((int(torch.Size(each.shape).numel()) for each in values), default=0)
     rule = rule_for(target)
-    if rule is None or largest > LARGEST:
+    if rule is None:
         return _unknown(found, node, values)
     try:
         result = rule(step)
@@ -117,9 +120,11 @@ def _called(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> Any:
 
 def _spoil(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> None:
     """Leave in its place what is written to through a view of it."""
-    view: Any = node.args[0]
+    args: Any = node.args
+    view: Any = args[0]
     while isinstance(view, fx.Node) and view.op == "call_function" and _is_view(view.target):
-        view = view.args[0]
+        args = view.args
+        view = args[0]
         if isinstance(view, fx.Node):
             pinned(found.wires, *_tensors(_seen(found.wires, held[view])))
             pinned(found.wires, *_tensors([_seen(found.wires, held[each]) for each in node.all_input_nodes]))
@@ -127,7 +132,7 @@ def _spoil(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> None:
 
 
 def _is_view(target: Any) -> bool:
-    returns = target._schema.returns if hasattr(target, "_schema") else ()
+    returns: Any = target._schema.returns if hasattr(target, "_schema") else ()
     return bool(returns) and returns[0].alias_info is not None and not target._schema.is_mutable
 
 
@@ -135,8 +140,9 @@ def _step(found: Followed, held: Mapping[fx.Node, Any], node: fx.Node, given: Ma
     val = node.meta.get("val")
     first = val[0] if isinstance(val, list | tuple) else val
     weight = _weight(held, node)
-    if weight and given.get("groups", 1) == 1:
-        found.makers.setdefault(weight, node.target._schema.name.removeprefix("aten::"))  # type: ignore[union-attr]
+    if weight:
+        name = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+        found.makers.setdefault(weight, name if given.get("groups", 1) == 1 else "")
     return Step(found.wires, node.target, given, tuple(getattr(first, "shape", ())), node.name, weight)
 
 
@@ -159,7 +165,7 @@ def _seen(wires: Wires, held: Any) -> Any:
 def _with_wires(wires: Wires, named: _Named) -> Value:
     components = []
     for axis, size in enumerate(named.shape):
-        if size > 1:
+        if size > 1 and not (named.kernel and axis > 1):
             sizes = [size if each == axis else 1 for each in range(len(named.shape))]
             components.append(wires.atoms(Atom(named.name, axis), size).reshape(sizes))
     return Value(named.shape, tuple(components))

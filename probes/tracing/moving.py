@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.tracing.values import Shape, Value, joined, pinned, settled, squeezed, support
+from probes.tracing.values import NoRule, Shape, Value, joined, pinned, settled, squeezed, support
 from probes.tracing.wires import HOLE, Birth, Labels, Wires
 
 LARGEST = 1 << 26  # elements of a tensor that is followed one by one
@@ -18,6 +18,8 @@ LARGEST = 1 << 26  # elements of a tensor that is followed one by one
 
 def moved(wires: Wires, value: Value, run: Callable[[Tensor], Any], where: str) -> list[Value]:
     """Follow the elements of a tensor through an operation that only moves them; holes are what it fills in."""
+    if int(np.prod(value.shape)) > LARGEST:
+        raise NoRule
     numbers = torch.arange(int(np.prod(value.shape))).view(value.shape)
     for axis in value.equal:
         numbers = numbers.narrow(axis, 0, 1)

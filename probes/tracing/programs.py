@@ -9,12 +9,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
 
 from probes.errors import ModelError
 from probes.objective import Objective
@@ -31,7 +33,8 @@ def written_down(objective: Objective) -> tuple[Program, list[str]]:
     for write in (_exported, _recorded):
         try:
             with _quietly():
-                return write(module, inputs, canonical), _doubts(write is _recorded)
+                program = write(module, inputs, canonical)
+            return replace(program, kernels=_kernels(module, canonical)), _doubts(write is _recorded)
         except Exception as error:  # noqa: BLE001 - the model's own code runs, and may fail in any way
             failures.append(error)
     reason = " ".join(str(failures[-1]).split())[:300] or type(failures[-1]).__name__
@@ -81,6 +84,11 @@ def _canonical(objective: Objective) -> dict[str, str]:
         if each.is_floating_point():
             found[name] = first.setdefault(id(each), name)
     return found
+
+
+def _kernels(module: nn.Module, canonical: dict[str, str]) -> frozenset[str]:
+    convolutions = [name for name, each in module.named_modules() if isinstance(each, _ConvNd)]
+    return frozenset(canonical[f"{name}.weight"] for name in convolutions if f"{name}.weight" in canonical)
 
 
 def _exported(module: nn.Module, inputs: Tensor, canonical: dict[str, str]) -> Program:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probes.tracing.contractions import attention, convolution, embedding, linear, matmul
 from probes.tracing.moving import joined_along, moved
-from probes.tracing.values import Shape, Value, fixed, joined, pinned, reduced, spread
+from probes.tracing.values import NoRule, Shape, Value, fixed, joined, pinned, reduced, spread
 from probes.tracing.wires import Wires
 
 
@@ -95,6 +95,12 @@ def moving(step: Step) -> Value | list[Value]:
     return found if isinstance(step.target._schema.returns[0].type, torch.ListType) else found[0]
 
 
+@rule("new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like")
+def constant(step: Step) -> Value:
+    """Make a constant of a tensor's kind, whose numbers do not count."""
+    return Value(step.shape, (), frozenset(range(len(step.shape))))
+
+
 @rule("cat concat")
 def concatenated(step: Step) -> Value:
     """Put tensors side by side."""
@@ -175,19 +181,22 @@ def _attention(step: Step) -> Value:
 
 
 @rule(
-    "batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm instance_norm prelu "
-    "_prelu_kernel"
+    "batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit _native_batch_norm_legit_functional "
+    "native_batch_norm cudnn_batch_norm instance_norm prelu _prelu_kernel"
 )
 def channelwise(step: Step) -> Value | list[Value]:
     """Apply numbers of each channel to it."""
     inputs, *others = step.values()
     name = step.target._schema.name
-    if "instance" in name:
-        inputs = joined(step.wires, [inputs, reduced(step.wires, inputs, range(2, len(inputs.shape)))])
     ndim = len(inputs.shape)
+    own = (
+        range(2, ndim) if "instance" in name else [each for each in range(ndim) if each != 1] if "norm" in name else ()
+    )
+    inputs = joined(step.wires, [inputs, reduced(step.wires, inputs, own)]) if own else inputs  # by its own statistics
     wide = [each if len(each.shape) == ndim else spread(each, [0, *range(2, ndim)]) for each in others if ndim > 1]
     found = joined(step.wires, [inputs, *wide])
-    return [found, Value((0,)), Value((0,))] if "native" in name or "cudnn" in name else found
+    returns = len(step.target._schema.returns)
+    return [found, *[Value((0,))] * (returns - 1)] if returns > 1 else found
 
 
 @rule("layer_norm rms_norm native_layer_norm")
@@ -284,10 +293,6 @@ def left(step: Step) -> Value | list[Value]:
     """Leave what enters an operation in its place; the results start anew, each position in its own place."""
     pinned(step.wires, *step.values())
     raise NoRule
-
-
-class NoRule(Exception):
-    """An operation has no rule for these arguments; what enters it has been pinned."""
 
 
 def _numbers(step: Step, name: str, numbers: Tensor) -> dict[str, Any]:
