@@ -138,10 +138,13 @@ def _add_bars(
         customdata=list(zip(low, high, strict=True)),
         hovertemplate=f"{name}<br>%{{y:.5g}} (%{{customdata[0]:.4g}} to %{{customdata[1]:.4g}})<extra></extra>",
     )
-    if not written:
-        return
+    if written:
+        _add_numbers(result, [each + left + width / 2 for each in at], value, high)
+
+
+def _add_numbers(result: go.Figure, at: Sequence[float], value: Sequence[float], high: Sequence[float]) -> None:
     result.add_scatter(
-        x=[each + left + width / 2 for each in at],
+        x=at,
         y=[max(0.0, *pair) for pair in zip(value, high, strict=True)],
         text=[f"{each:.2g}" for each in value],
         mode="text",
