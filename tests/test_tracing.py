@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import tracing_nets as nets
+from curvature_oracles import batches
 from networks import Features
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from probes.equivalence import check
 from probes.errors import ModelError
+from probes.objective import Objective
+from probes.own_loss import OwnLoss
 from probes.permutations import PermutationSpec, composed, drawn, inverse, permuted
 from probes.points import point_of, tensors_of
 from probes.tracing import traced
@@ -229,6 +234,21 @@ def test_a_model_in_half_precision_is_traced_and_stays_as_it_is() -> None:
     before = {name: each.clone() for name, each in objective.module.state_dict().items()}
     assert [each.size for each in traced(objective)] == [7, 6]
     assert all(torch.equal(before[name], each) for name, each in objective.module.state_dict().items())
+
+
+def test_the_operators_own_loss_is_traced_with_the_model() -> None:
+    def function(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return (model[2](model[1](model[0](batch[0]))) - batch[1][:, None]).square().mean()  # not by model(inputs)
+
+    data = batches(torch.randn(6, 5), torch.randn(6))
+    module = nets.stirred(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 1)))
+    objective = Objective.of(module, data, "operator", own=OwnLoss(function), micro_batch=4)
+    spec = traced(objective)
+    assert [(each.name, each.size, len(each.uses)) for each in spec] == [("0", 7, 3)]
+    assert check(objective, spec).passed
+    wrong = PermutationSpec((replace(spec["0"], uses=spec["0"].uses[:2]),), "edited")
+    with pytest.raises(ModelError, match=r"layer `2`"):
+        check(objective, wrong)
 
 
 def test_what_cannot_be_run_is_refused_in_words() -> None:

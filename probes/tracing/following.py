@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from probes.tracing.rules import Step, rule_for
+from probes.tracing.rules import Step
+from probes.tracing.rules_of_layers import rule_for
 from probes.tracing.values import NoRule, Shape, Value, pinned
 from probes.tracing.wires import Atom, Wires
 
