@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from probes.equivalence import check
 from probes.errors import ModelError
@@ -199,6 +200,44 @@ def test_tied_weights_are_one_tensor_under_its_first_name() -> None:
     spec = traced(objective)
     assert [(each.kind, each.size) for each in spec] == [("units", 4)]
     assert set(uses(spec, "token")) == {("token.weight", 1), ("norm.weight", 0), ("norm.bias", 0)}
+
+
+def test_a_table_that_is_no_parameter_keeps_its_units_in_place_and_is_named() -> None:
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.wide, self.narrow = nn.Embedding(9, 4), nn.Linear(4, 7), nn.Linear(7, 3)
+            self.register_buffer("table", torch.randn(5, 4))
+            self.register_buffer("mask", torch.ones(5, 5).tril(), persistent=False)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            mixed = self.mask @ (self.token(tokens) + self.table)
+            return self.narrow(self.wide(mixed).relu()).mean(1)
+
+    spec = traced(nets.objective_of(Timed(), torch.randint(0, 9, (6, 5))))
+    assert [(each.name, each.size) for each in spec] == [("wide", 7)]
+    assert len(spec.notes) == 1 and "`table` is a table" in spec.notes[0]
+
+
+def test_rotary_positions_leave_whole_heads_and_values_free() -> None:
+    """Queries and keys keep their order within a head; heads of one key-value group may change places."""
+    config = {"hidden_size": 16, "intermediate_size": 10, "num_hidden_layers": 1, "num_attention_heads": 4,
+              "vocab_size": 9, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+
+    class Language(nn.Module):
+        def __init__(self, key_value_heads: int) -> None:
+            super().__init__()
+            self.body = LlamaForCausalLM(LlamaConfig(**config, num_key_value_heads=key_value_heads))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.body(tokens).logits[:, -1]
+
+    tokens = torch.randint(0, 9, (6, 5))
+    for count, expected in ((4, ["heads 4", *["within a head 4"] * 4]), (2, ["heads 2", "heads 2"])):
+        objective = nets.objective_of(Language(count), tokens, 9)
+        spec = traced(objective)
+        assert sorted(f"{each.kind} {each.size}" for each in spec) == sorted(["stream 16", "units 10", *expected])
+        assert check(objective, spec).passed
 
 
 def test_an_unknown_operation_pins_what_enters_it_and_says_so() -> None:

@@ -194,13 +194,13 @@ class OptionA(nn.Module):
 
 
 class Overwriting(nn.Module):
-    """Writes into a tensor of zeros, repeats channels, and weighs in the statistics of a buffer."""
+    """Writes into a tensor of zeros, the same channels twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Linear(5, 4)
         self.leave = nn.Linear(12, 3)
-        self.register_buffer("shift", torch.randn(4))
+        self.shift = nn.Parameter(torch.randn(4))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.zeros(len(x), 12, dtype=x.dtype)

@@ -23,13 +23,15 @@ class Program:
     """A model written down: its operations, and what each placeholder stands for.
 
     tensors: placeholder -> the name of a parameter or buffer. constants: placeholder or attribute -> its numbers.
-    kernels: the names of convolutions' weights, whose axes from the third on are places.
+    kernels: the names of convolutions' weights, whose axes from the third on are places. fixed: the names of buffers
+    that are no statistics: tables and masks, the same in every checkpoint.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
     kernels: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -66,12 +68,13 @@ class _Named:
     name: str
     shape: Shape
     kernel: bool
+    fixed: bool
 
 
 def _placeholder(program: Program, node: fx.Node) -> Any:
     if node.name in program.tensors and isinstance(node.meta.get("val"), Tensor):
         name = program.tensors[node.name]
-        return _Named(name, tuple(node.meta["val"].shape), name in program.kernels)
+        return _Named(name, tuple(node.meta["val"].shape), name in program.kernels, name in program.fixed)
     if node.name in program.constants:
         return _constant(program.constants[node.name])
     return _plain(node.meta.get("val"))
@@ -80,8 +83,13 @@ def _placeholder(program: Program, node: fx.Node) -> Any:
 def _constant(tensor: Tensor | None) -> Value:
     if tensor is None:
         return Value(())
-    equal = frozenset(axis for axis in range(tensor.ndim) if bool((tensor == tensor.narrow(axis, 0, 1)).all()))
+    equal = frozenset(axis for axis in range(tensor.ndim) if bool((tensor == tensor[_first(axis)]).all()))
     return Value(tuple(tensor.shape), (), equal, tensor)
+
+
+def _first(axis: int) -> tuple[slice, ...]:
+    """Take the first along an axis, as a slice; nothing where there is none."""
+    return (*[slice(None)] * axis, slice(0, 1))
 
 
 def _plain(val: Any) -> Any:
@@ -108,11 +116,13 @@ def _called(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> Any:
     given = {**kwargs, **dict(zip(names, args, strict=False))}
     step = _step(found, held, node, {name: each for name, each in given.items() if each is not None})
     rule = rule_for(target)
+    if isinstance(node.meta.get("val"), Tensor) and not node.meta["val"].numel():
+        return _plain(node.meta["val"])  # nothing in it to follow
     if rule is None:
         return _unknown(found, node, values)
     try:
         result = rule(step)
-    except NoRule:
+    except (NoRule, RuntimeError, ValueError, IndexError, TypeError, KeyError):  # arguments that nobody foresaw
         return _unknown(found, node, values)
     if target._schema.is_mutable:
         _spoil(found, held, node)
@@ -168,7 +178,10 @@ def _with_wires(wires: Wires, named: _Named) -> Value:
     for axis, size in enumerate(named.shape):
         if size > 1 and not (named.kernel and axis > 1):
             sizes = [size if each == axis else 1 for each in range(len(named.shape))]
-            components.append(wires.atoms(Atom(named.name, axis), size).reshape(sizes))
+            labels = wires.atoms(Atom(named.name, axis), size).reshape(sizes)
+            components.append(labels)
+            if named.fixed:
+                wires.pin(labels)
     return Value(named.shape, tuple(components))
 
 

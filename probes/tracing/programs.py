@@ -57,7 +57,7 @@ def written_down(objective: Objective) -> tuple[Program, list[str]]:
         try:
             with _quietly():
                 program = write(module, given, canonical)
-            return replace(program, kernels=kernels), _doubts(write is _recorded)
+            return replace(program, kernels=kernels, fixed=_fixed(objective.module, names)), _doubts(write is _recorded)
         except Exception as error:  # noqa: BLE001 - the model's own code runs, and may fail in any way
             failures.append(error)
     reason = " ".join(str(failures[-1]).split())[:300] or type(failures[-1]).__name__
@@ -112,6 +112,13 @@ def _canonical(objective: Objective) -> dict[str, str]:
 def _kernels(module: nn.Module, canonical: dict[str, str]) -> frozenset[str]:
     convolutions = [name for name, each in module.named_modules() if isinstance(each, _ConvNd)]
     return frozenset(canonical[f"{name}.weight"] for name in convolutions if f"{name}.weight" in canonical)
+
+
+def _fixed(module: nn.Module, names: dict[str, str]) -> frozenset[str]:
+    """Return the buffers that are no running statistics."""
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    running = {name for name in buffers if name.rpartition(".")[2].startswith(("running_", "moving_"))}
+    return frozenset(names[name] for name in buffers - running if name in names)
 
 
 def _exported(module: nn.Module, given: Given, canonical: dict[str, str]) -> Program:

@@ -74,7 +74,7 @@ def elementwise(step: Step) -> Value:
     "view _unsafe_view reshape permute transpose t slice select unsqueeze squeeze expand expand_as repeat split "
     "split_with_sizes chunk tensor_split unbind flip roll constant_pad_nd pixel_shuffle pixel_unshuffle "
     "channel_shuffle unfold narrow movedim repeat_interleave flatten unflatten view_as reshape_as swapaxes "
-    "numpy_T mT as_strided index_select index diagonal rot90 im2col tile broadcast_to select_copy slice_copy view_copy "
+    "numpy_T mT index_select index diagonal rot90 im2col tile broadcast_to select_copy slice_copy view_copy "
     "unsafe_split unsafe_chunk fliplr flipud"
 )
 def moving(step: Step) -> Value | list[Value]:
@@ -82,7 +82,7 @@ def moving(step: Step) -> Value | list[Value]:
     name = next(key for key in ("self", "input") if key in step.given)
     value: Value = step.given[name]
     others = [each for each in step.values() if each is not value]
-    if any(each.known is None for each in others) and "_as" not in step.target._schema.name:
+    if "dtype" in step.given or (any(each.known is None for each in others) and "_as" not in step.target._schema.name):
         return left(step)
     found = moved(step.wires, value, lambda numbers: step.target(**_numbers(step, name, numbers)), step.where)
     return found if isinstance(step.target._schema.returns[0].type, torch.ListType) else found[0]

@@ -64,7 +64,7 @@ class _Tree:
         """Return what lies within a class: slots by key, then members by their looks and places."""
         slots = [each for _, each in sorted(self.slots.get(one, ()))]
         members = sorted(self.members.get(one, ()), key=lambda each: (self.look(each), self.first(each)))
-        return [*slots, *members]
+        return list(dict.fromkeys([*slots, *members]))
 
     def first(self, one: int) -> list[tuple[Spot, int]]:
         """Return where a class comes first."""
