@@ -70,11 +70,12 @@ def test_two_runs_are_matched_judged_and_merged(
     expect(ui.figures(page)).to_be_visible(timeout=ui.LATE)
     ui.ready(page)
     assert strange_nodes(page) == 0
-    page.get_by_text("Make a checkpoint of this").click()
-    ui.press_until(page, "Make this checkpoint", page.get_by_role("button", name=re.compile("^Download")))
+    make = page.get_by_role("button", name="Make this checkpoint", exact=True)
+    ui.unfold(page, "Make a checkpoint of this", make)
+    ui.press_until(page, "Make this checkpoint", page.get_by_role("button", name=re.compile(r"Download \(")))
     ui.ready(page)
     merged = tmp_path / "merged.safetensors"
-    ui.download(page, lambda: page.get_by_role("button", name=re.compile("^Download")).click()).save_as(merged)
+    ui.download(page, lambda: page.get_by_role("button", name=re.compile(r"Download \(")).click()).save_as(merged)
     shapes = {name: each.shape for name, each in read_checkpoint(merged).tensors.items()}
     assert shapes["0.weight"] == (32, 1, 3, 3)
     opened = chromium.new_context(viewport={"width": 1280, "height": 900})
@@ -94,7 +95,7 @@ def test_a_curve_is_cancelled_and_goes_on_where_it_was(page: Page, pair: str) ->
     expect(ask.or_(run).first).to_be_visible(timeout=ui.LATE)
     ui.ready(page)
     if not run.is_visible():
-        ask.click()
+        ui.unfold(page, "Ask again, with other options or checkpoints", run)
     choose(page, "Curve", "bezier")
     ui.fill(page, "Epochs of the curve", "120")
     ui.ready(page)
