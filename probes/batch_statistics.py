@@ -85,29 +85,39 @@ def _fewest(objective: Objective, point: Point) -> int:
 def _measured(objective: Objective, point: Point, layers: dict[str, _BatchNorm], parts: int) -> dict[str, Pool]:
     moments = {name: Pool(1) for name in layers}
     values = {**objective.constants, **tensors_of(objective, point)}
-    kept = ("running_mean", "running_var", "num_batches_tracked")
-    scratch = {name: each.clone() if name.endswith(kept) else each for name, each in values.items()}
+    kept = ("running_mean", "running_var")
+    scratch = {name: torch.zeros_like(each) if name.endswith(kept) else each for name, each in values.items()}
+    counters = {name: each.clone() for name, each in values.items() if name.endswith("num_batches_tracked")}
     with torch.no_grad(), strict(objective.module), _watched(layers, moments):
         for part in objective.inputs.tensor_split(parts):
-            functional_call(objective.module, scratch, (part.to(objective.device),))
+            functional_call(objective.module, {**scratch, **counters}, (part.to(objective.device),))
     return moments
 
 
 @contextmanager
 def _watched(layers: dict[str, _BatchNorm], moments: dict[str, Pool]) -> Iterator[None]:
-    """Let the BatchNorm layers use the moments of their batch, and note these; undone afterwards."""
+    """Let the BatchNorm layers use the moments of their batch, and note these as they keep them; undone afterwards.
+
+    With a momentum of 1 the running statistics are those of the last batch: the layer sums them up anyhow.
+    """
 
     def note(name: str) -> Any:
-        return lambda _layer, args: moments[name].add(args[0])
+        def pooled(layer: _BatchNorm, args: tuple[Tensor, ...], _output: Tensor) -> None:
+            mean, variance = layer.running_mean, layer.running_var
+            count = args[0].numel() / args[0].shape[1]
+            if mean is not None and variance is not None:
+                moments[name].join(count, mean.double(), variance.double() * (count - 1))
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    before = {name: layer.training for name, layer in layers.items()}
+        return pooled
+
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    before = {name: (layer.training, layer.momentum) for name, layer in layers.items()}
     for layer in layers.values():
-        layer.training = True
+        layer.training, layer.momentum = True, 1.0
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
         for name, layer in layers.items():
-            layer.training = before[name]
+            layer.training, layer.momentum = before[name]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-LARGEST_PART = 512  # examples in an automatic micro-batch
+LARGEST_PART, ON_CPU = 512, 128  # examples in an automatic micro-batch; more would leave the caches of a CPU
 
 
 class Objective:
@@ -235,7 +235,8 @@ class Objective:
     def _automatic(self) -> int:
         with strict(self.module):
             bytes_each = graph_bytes(lambda: self.part_loss(self.theta, slice(0, 1)), self.theta)
-        return max(1, min(LARGEST_PART, int(spare_bytes(self.device) / 4 / max(bytes_each, 1))))
+        most = ON_CPU if self.device.type == "cpu" else LARGEST_PART
+        return max(1, min(most, int(spare_bytes(self.device) / 4 / max(bytes_each, 1))))
 
     def _halve(self) -> None:
         if self.micro_batch == 1:

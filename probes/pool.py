@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-CHUNK_BYTES = 2**26  # of the double-precision copies of activations
+CHUNK_BYTES = 2**26  # of copies of activations
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,21 @@ class Pool:
     scatter: Tensor | None = None  # sum of squared differences from the mean
 
     def add(self, values: Tensor) -> None:
-        """Pool a batch, in pieces that fit into little memory."""
-        rows = max(1, int(len(values) * CHUNK_BYTES / max(8 * values.numel(), 1)))
+        """Pool a batch, in pieces that fit into little memory; sums are in float64."""
+        unit = self.axis % values.ndim
+        axes = [axis for axis in range(values.ndim) if axis != unit]
+        wide = [1] * values.ndim
+        wide[unit] = values.shape[unit]
+        rows = max(1, int(len(values) * CHUNK_BYTES / max(values.nbytes, 1)))
         for piece in values.detach().split(rows):
-            flat = piece.movedim(self.axis, 0).flatten(1).double()
-            mean = flat.mean(1)
-            self._join(float(flat.shape[1]), mean, (flat - mean[:, None]).square().sum(1))
+            count = piece.numel() / piece.shape[unit]
+            mean = piece.sum(axes, dtype=torch.float64) / count
+            near = mean.to(piece.dtype)
+            scatter = (piece - near.view(wide)).square_().sum(axes, dtype=torch.float64)
+            self.join(count, mean, scatter - count * (mean - near).square())
 
-    def _join(self, count: float, mean: Tensor, scatter: Tensor) -> None:
+    def join(self, count: float, mean: Tensor, scatter: Tensor) -> None:
+        """Pool what is known of a batch: float64, scatter the sum of squared differences from its mean."""
         if self.mean is None or self.scatter is None:
             self.count, self.mean, self.scatter = count, mean, scatter
             return
