@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-LARGEST_PART, ON_CPU = 512, 128  # examples in an automatic micro-batch; more would leave the caches of a CPU
+LARGEST_PART, ON_CPU = 512, 2**28  # an automatic micro-batch: examples; bytes of graph on a CPU, for its caches
 
 
 class Objective:
@@ -141,7 +142,7 @@ class Objective:
         return other
 
     def chosen(self, rows: Sequence[int]) -> Objective:
-        """Return the objective of these examples, in this order; a copy, at the same theta."""
+        """Return the objective of these examples, in this order; a copy at the same theta."""
         other, at = copy.copy(self), torch.tensor(rows, dtype=torch.int64, device=self.inputs.device)
         other._hold(self.inputs[at], self.targets[at])
         other.caveats, other.micro_batch = [], min(self.micro_batch, len(rows))
@@ -235,8 +236,8 @@ class Objective:
     def _automatic(self) -> int:
         with strict(self.module):
             bytes_each = graph_bytes(lambda: self.part_loss(self.theta, slice(0, 1)), self.theta)
-        most = ON_CPU if self.device.type == "cpu" else LARGEST_PART
-        return max(1, min(most, int(spare_bytes(self.device) / 4 / max(bytes_each, 1))))
+        held = min(spare_bytes(self.device) / 4, ON_CPU if self.device.type == "cpu" else math.inf)
+        return int(min(LARGEST_PART, max(held / max(bytes_each, 1), 1)))
 
     def _halve(self) -> None:
         if self.micro_batch == 1:
