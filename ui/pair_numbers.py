@@ -48,7 +48,7 @@ def loss_path(values: Values) -> list[Cell]:
         Cell("Plateau", percent(values.get("plateau")), "Share of the way with a loss above 90 % of the first."),
         Cell("Gauss length", number(values.get("gauss_length")), "How far the outputs turn on the way, in radians."),
         Cell("Distance", number(values["distance"]), "Of the parameters.",
-             f"{number(values['relative_distance'])} times the norm of the first"),
+             f"{number(values['relative_distance'])} × norm of the first"),
     ]  # fmt: skip
 
 
