@@ -36,7 +36,7 @@ NAMES = {  # analyzer -> what stands above its figures
     "gradient_statistics": "Covariance trace, last",
     "loss_path": "Greatest rise (Δ)",
     "mode_connectivity": "Distance, matched",
-    "grafting": "Weights for 95.00 %",
+    "grafting": "Weights for 95 %",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_alignment": {"listed": 4, "flip": 0.2},

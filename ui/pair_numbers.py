@@ -55,7 +55,7 @@ def loss_path(values: Values) -> list[Cell]:
 def grafting(values: Values) -> list[Cell]:
     """Return the numbers of a skill localisation."""
     found, chosen = values.get("calibration") or {}, values.get("chosen") or {}
-    target = percent(values.get("target"))
+    target = f"{100 * values['target']:g} %"
     told = f"The smallest share of the weights that brings {target} of what fine-tuning added. {LEVEL}"
     reached = (values.get("reached") or {}).get("recovery")
     missed = "only with all" if reached is None else percent(reached)
@@ -64,10 +64,10 @@ def grafting(values: Values) -> list[Cell]:
         Cell("Looked at closely", percent(chosen.get("share")), "The share of the weights in the graft drawn below.",
              f"{number(chosen.get('count'))} weights"),
     ]  # fmt: skip
-    for name, title in (("fine_tuned", "fine-tuned"), ("grafted", "of the graft")):
+    for name, title in (("fine_tuned", "fine-tuned"), ("grafted", "graft")):
         if each := found.get(name):
-            words = f"Mean gap between confidence and accuracy, in 15 bins. {LEVEL}"
-            cells.append(Cell(f"Calibration error, {title}", percent(each["error"]), words, _share(each["interval"])))
+            words = f"Expected calibration error: the mean gap of confidence and accuracy, in 15 bins. {LEVEL}"
+            cells.append(Cell(f"ECE, {title}", percent(each["error"]), words, _share(each["interval"])))
     return cells
 
 
