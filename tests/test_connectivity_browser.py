@@ -70,6 +70,8 @@ def test_two_runs_are_matched_judged_and_merged(
     expect(ui.figures(page)).to_be_visible(timeout=ui.LATE)
     ui.ready(page)
     assert strange_nodes(page) == 0
+    ui.open_page(page, page.url)  # as its link shows it: nothing is redrawn any more
+    expect(ui.figures(page)).to_be_visible(timeout=ui.LATE)
     make = page.get_by_role("button", name="Make this checkpoint", exact=True)
     ui.unfold(page, "Make a checkpoint of this", make)
     ui.press_until(page, "Make this checkpoint", page.get_by_role("button", name=re.compile(r"Download \(")))
