@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -236,8 +235,8 @@ class Objective:
     def _automatic(self) -> int:
         with strict(self.module):
             bytes_each = graph_bytes(lambda: self.part_loss(self.theta, slice(0, 1)), self.theta)
-        held = min(spare_bytes(self.device) / 4, ON_CPU if self.device.type == "cpu" else math.inf)
-        return int(min(LARGEST_PART, max(held / max(bytes_each, 1), 1)))
+        held = min(spare_bytes(self.device) // 4, ON_CPU if self.device.type == "cpu" else 1 << 62)
+        return max(1, min(LARGEST_PART, held // max(bytes_each, 1)))
 
     def _halve(self) -> None:
         if self.micro_batch == 1:

@@ -35,14 +35,14 @@ NAMES = {  # analyzer -> what stands above its figures
     "opposing_signals": "Cosine of the groups",
     "gradient_statistics": "Covariance trace, last",
     "loss_path": "Greatest rise (Δ)",
-    "mode_connectivity": "Distance, matched",
+    "mode_connectivity": "Barrier on the curve",
     "grafting": "Weights for 95 %",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_alignment": {"listed": 4, "flip": 0.2},
     "opposing_signals": {"listed": 3},
     "loss_path": {"points": 7, "refine": 0},
-    "mode_connectivity": {"points": 5, "restarts": 2},
+    "mode_connectivity": {"points": 5, "restarts": 2, "curve": "bezier", "curve_epochs": 1, "curve_points": 5},
     "grafting": {"points": 4},
 }
 
