@@ -66,7 +66,7 @@ def _line(card: Values, values: Values, key: str) -> go.Figure:
             add_line(result, lambdas, test, f"{words}, test data", colour, "dash")
     _add_ends(result, lambdas, rows["naive"])
     if key == "accuracy":
-        result.update_yaxes(tickformat=".0%")
+        result.update_yaxes(tickformat=".2~%")
     return result
 
 
@@ -201,5 +201,5 @@ def _compared(results: Sequence[Result], key: str) -> go.Figure:
             if row:
                 add_line(result, each.values["lambda"], row, f"{label}, {STAGES[stage][0]}", colour, dash)
     if key == "accuracy":
-        result.update_yaxes(tickformat=".0%")
+        result.update_yaxes(tickformat=".2~%")
     return result

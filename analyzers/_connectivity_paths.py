@@ -173,7 +173,7 @@ def _dropout(card: Values, values: Values) -> go.Figure:
             customdata=each["mean_accuracy"],
             hovertemplate="%{x:.0%} kept: ε = %{y:.4g}<extra></extra>",
         )
-    result.update_xaxes(tickformat=".0%", autorange="reversed")
+    result.update_xaxes(tickformat=".2~%", autorange="reversed")
     result.update_yaxes(rangemode="tozero")
     return result
 

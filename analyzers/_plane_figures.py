@@ -88,7 +88,7 @@ class _Drawn:
             numbers = ticks(10**self.low, 10**self.high)
             bar |= {"tickvals": [math.log10(each) for each in numbers], "ticktext": [f"{each:g}" for each in numbers]}
         elif self.form.endswith("%"):
-            bar["tickformat"] = ".0%"
+            bar["tickformat"] = ".2~%"
         return bar
 
 

@@ -32,13 +32,7 @@ def pair(chromium: Browser, app: Server, real: Path, tmp_path_factory: pytest.Te
     for file in files:
         expect(ui.on_bench(tab, "checkpoints", file.name)).to_be_visible(timeout=ui.LATE)
     expect(ui.success(ui.step(tab, "model")).first).to_contain_text("Conv2d", timeout=ui.LATE)
-    mnist = real / "mnist"
-    ui.upload(tab, "data", mnist / "t10k-images-idx3-ubyte.gz", mnist / "t10k-labels-idx1-ubyte.gz")
-    for name in ("t10k-images", "t10k-labels"):
-        expect(ui.on_bench(tab, "data", name)).to_be_visible(timeout=ui.SOON)
-    ui.ready(tab)
-    ui.fill(tab, "Examples", "300")
-    ui.press(tab, "Use this data")
+    ui.use_mnist(tab, real, 300)
     expect(ui.step(tab, "gate")).to_contain_text("better than chance", timeout=ui.LATE)
     opened.close()
     return f"{app.url}/{{}}?bench=pair"

@@ -27,8 +27,12 @@ def _layer(result: Result) -> View:
     names = [name.removeprefix("pairs_") for name in result.arrays if name.startswith("pairs_")]
     if len(names) < 2:
         return {}
-    told = "Whose units, in pairs, the last of the figures of layers shows."
-    return {"layer": st.selectbox("Units of", names, key="layer", bind="query-params", help=told)}
+    told = "The figure “Pairs of units” shows these: cosine and correlation of each unit and its partner."
+    return {
+        "layer": st.selectbox(
+            "Layer whose units are drawn in pairs", names, key="layer", bind="query-params", help=told
+        )
+    }
 
 
 def _log(_result: Result) -> View:
