@@ -268,8 +268,7 @@ def test_a_path_that_depends_on_the_data_is_followed_as_it_is_taken() -> None:
 
 
 def test_a_model_in_half_precision_is_traced_and_stays_as_it_is() -> None:
-    module = mlp().bfloat16()
-    objective = nets.objective_of(module, torch.randn(6, 5))
+    objective = nets.objective_of(mlp().bfloat16(), torch.randn(6, 5))
     before = {name: each.clone() for name, each in objective.module.state_dict().items()}
     assert [each.size for each in traced(objective)] == [7, 6]
     assert all(torch.equal(before[name], each) for name, each in objective.module.state_dict().items())
