@@ -77,3 +77,19 @@ def attention(seed: int, heads: int, width: int, group: int = 1) -> dict[str, Te
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
     narrow, wide = heads * width, heads * width * group
     return {"q": draw(wide, 6), "k": draw(narrow, 6), "v": draw(narrow, 6), "o": draw(6, wide), "e": draw(9, 6)}
+
+
+def grouped_spec() -> PermutationSpec:
+    """Three groups of four channels between two grouped layers, free orders within each group; five units behind."""
+    within = [
+        Permutation(
+            f"within{g}", 4, (Use("one", 0, rows(4, 4 * g)), Use("two", 1, rows(4), rows=(0, 2 * g + np.arange(2))))
+        )
+        for g in range(3)
+    ]
+    behind = [
+        Permutation(f"behind{g}", 2, (Use("two", 0, rows(2, 2 * g)), Use("three", 1, rows(2, 2 * g)))) for g in range(3)
+    ]
+    uses = (Use("one", 0, rows(3, slots=4)), Use("two", 0, rows(3, slots=2)), Use("three", 1, rows(3, slots=2)))
+    inner = tuple((f"within{g}", f"behind{g}") for g in range(3))
+    return PermutationSpec((Permutation("groups", 3, uses, "groups", inner), *within, *behind), "by hand")

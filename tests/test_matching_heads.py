@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from matching_oracles import TICK, attention, everything, heads_spec, product_of, rows, units
+from matching_oracles import TICK, attention, everything, grouped_spec, heads_spec, product_of, units
 
 from probes.assignment import solved
 from probes.matching import distance_between, weight_matching
 from probes.permutations import (
-    Permutation,
     PermutationSpec,
-    Use,
     composed,
     drawn,
     permuted,
@@ -72,22 +70,6 @@ def test_the_fixed_axes_find_a_noisy_copy_where_the_identity_is_stuck() -> None:
     assert all(np.array_equal(back[each.name], np.arange(each.size)) for each in spec)
     assert found.restarts[1].distance > 1.5 * found.distance
     assert found.agreement is not None and found.agreement < 0.5
-
-
-def grouped_spec() -> PermutationSpec:
-    """Three groups of four channels between two grouped layers, free orders within each group; five units behind."""
-    within = [
-        Permutation(
-            f"within{g}", 4, (Use("one", 0, rows(4, 4 * g)), Use("two", 1, rows(4), rows=(0, 2 * g + np.arange(2))))
-        )
-        for g in range(3)
-    ]
-    behind = [
-        Permutation(f"behind{g}", 2, (Use("two", 0, rows(2, 2 * g)), Use("three", 1, rows(2, 2 * g)))) for g in range(3)
-    ]
-    uses = (Use("one", 0, rows(3, slots=4)), Use("two", 0, rows(3, slots=2)), Use("three", 1, rows(3, slots=2)))
-    inner = tuple((f"within{g}", f"behind{g}") for g in range(3))
-    return PermutationSpec((Permutation("groups", 3, uses, "groups", inner), *within, *behind), "by hand")
 
 
 @pytest.mark.parametrize("seed", range(4))

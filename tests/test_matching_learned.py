@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from curvature_oracles import batches
-from test_matching import TICK, everything, heads_spec, mlp_spec, rows
+from matching_oracles import TICK, everything, heads_spec, mlp_spec, rows
 from torch import Tensor, nn
 
 from probes.errors import ModelError

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from test_matching import TICK, attention, heads_spec, mlp_spec, random_mlp
+from matching_oracles import TICK, attention, heads_spec, mlp_spec, random_mlp
 
 from probes.errors import ModelError
 from probes.matching import distance_between, weight_matching
