@@ -16,7 +16,8 @@ from probes.controls import gain, noise_like, planted
 from probes.layer_match import LayerBarrier, Moved, layer_barriers, tensor_matches, variance_ratios
 from probes.layer_moments import moments_at
 from probes.losses import Tally, evaluation
-from probes.points import Point, between, distance, tensors_of
+from probes.points import between, distance, tensors_of
+from probes.repair import repaired
 from probes.unit_pairs import LIMIT, UnitPair, activities, unit_pairs
 
 CONTROL_POINTS = 5
@@ -42,19 +43,14 @@ def layers(run: Run, tick: Reports) -> None:
     a, b, matched = run.a, run.b, run.matched
     rows = [asdict(each) for each in tensor_matches(run.objective, a, b, run.spec, run.found)]
     run.values["tensors"] = rows
-    ends = run.moments("first"), run.moments("matched")
+    ends = moments_at(run.few, a), moments_at(run.few, matched)
     tick(0.5, "moments of the layers")
-    ratios: dict[str, dict[str, float | None]] = {}
-    middles: dict[str, Point] = {"naive": between(a, b, 0.5), "matched": between(a, matched, 0.5)}
-    for stage, point in middles.items():
-        ratios[stage] = variance_ratios(moments_at(run.objective, run.renewed(point)), ends[0], ends[1])
-        tick(0.9, "variance half-way")
+    middles = {"naive": run.renewed(between(a, b, 0.5)), "matched": run.renewed(between(a, matched, 0.5))}
     if "repaired" in run.values["loss"]:
-        from probes.repair import repaired
-
-        point = repaired(run.objective, a, matched, 0.5, moments=ends).point
-        ratios["repaired"] = variance_ratios(moments_at(run.objective, point), ends[0], ends[1])
-    run.values["variance_ratio"] = ratios
+        middles["repaired"] = run.middle or repaired(run.objective, a, matched, 0.5).point
+    ratios = {stage: variance_ratios(moments_at(run.few, point), *ends) for stage, point in middles.items()}
+    tick(0.9, "variance half-way")
+    run.values |= {"variance_ratio": ratios, "looked_at": len(run.few.inputs)}
     _unit_pairs(run, part_of(tick, 0.9, 1))
 
 
@@ -125,7 +121,7 @@ def _unit_pairs(run: Run, tick: Reports) -> None:
     if total > MOST_PAIRS:
         run.doubt(f"The pairs of units are not listed: there are {total:,}, more than {MOST_PAIRS:,}.")
         return
-    of = run.objective, run.a, run.b, run.spec
+    of = run.few, run.a, run.b, run.spec
     seen = activities(*of, run.found, tick)
     after = unit_pairs(*of, run.found, activities=seen, limit=total)
     before = {(each.permutation, each.first): each.cosine for each in unit_pairs(*of, {}, limit=total)}

@@ -20,6 +20,7 @@ from analyzers._series_figures import as_labels, of_what
 from probes.errors import ProbeError
 
 DEFINITIONS = {"git_rebasin": "above the mean of the ends", "entezari": "above the line", "midpoint": "half-way"}
+WRITTEN = 3  # bars side by side, up to which each says its number
 LAMBDA = "λ: from the first (0) to the second (1)"
 
 
@@ -33,7 +34,7 @@ def draw(card: Values, values: Values, arrays: Arrays, layer: str = "") -> dict[
         drawn["barriers"] = _barriers(card, values)
     if values.get("restarts"):
         drawn["restarts"] = _restarts(card, values)
-    return {**drawn, **layers(card, values, arrays, layer), **paths(card, values), **matrices(card, values)}
+    return {**drawn, **layers(card, values, arrays, layer), **paths(card, values, arrays), **matrices(card, values)}
 
 
 def overlay(results: Sequence[Result]) -> dict[str, go.Figure]:
@@ -65,7 +66,7 @@ def _line(card: Values, values: Values, key: str) -> go.Figure:
             add_line(result, lambdas, test, f"{words}, test data", colour, "dash")
     _add_ends(result, lambdas, rows["naive"])
     if key == "accuracy":
-        result.update_yaxes(tickformat=".0%")
+        result.update_yaxes(tickformat=".2~%")
     return result
 
 
@@ -92,18 +93,26 @@ def _barriers(card: Values, values: Values) -> go.Figure:
     for place, (prefix, stage, name, colour, pattern) in enumerate(groups):
         row, low, high = (values[f"{prefix}barrier{end}"][stage] for end in ("", "_low", "_high"))
         left = width * place - 0.4
-        _add_bars(result, [row, low, high], left, width, name, {"color": colour, "pattern": {"shape": pattern}})
+        marker = {"color": colour, "pattern": {"shape": pattern}}
+        _add_bars(result, [row, low, high], left, width, name, marker, written=len(groups) <= WRITTEN)
     result.update_xaxes(ticktext=list(DEFINITIONS.values()), tickvals=list(range(len(DEFINITIONS))), range=[-0.5, 2.5])
     limit = values.get("threshold")
     if limit is not None:
         line = {"color": INK, "width": 1.5, "dash": "dash"}
-        told = f"counts as none below {limit:.3g}"
-        result.add_hline(limit, line=line, annotation={"text": told, "font": {"size": 11}, "xanchor": "right"})
+        result.add_hline(limit, line=line)
+        result.add_scatter(x=[None], y=[None], mode="lines", line=line, name=f"counts as none up to {limit:.3g}")
     return result
 
 
 def _add_bars(
-    result: go.Figure, rows: Sequence[Values], left: float, width: float, name: str, marker: Mapping[str, Any]
+    result: go.Figure,
+    rows: Sequence[Values],
+    left: float,
+    width: float,
+    name: str,
+    marker: Mapping[str, Any],
+    *,
+    written: bool,
 ) -> None:
     """Add the bars of a stage, one for each definition, with their intervals and, above these, the numbers."""
     known = [
@@ -129,8 +138,13 @@ def _add_bars(
         customdata=list(zip(low, high, strict=True)),
         hovertemplate=f"{name}<br>%{{y:.5g}} (%{{customdata[0]:.4g}} to %{{customdata[1]:.4g}})<extra></extra>",
     )
+    if written:
+        _add_numbers(result, [each + left + width / 2 for each in at], value, high)
+
+
+def _add_numbers(result: go.Figure, at: Sequence[float], value: Sequence[float], high: Sequence[float]) -> None:
     result.add_scatter(
-        x=[each + left + width / 2 for each in at],
+        x=at,
         y=[max(0.0, *pair) for pair in zip(value, high, strict=True)],
         text=[f"{each:.2g}" for each in value],
         mode="text",
@@ -187,5 +201,5 @@ def _compared(results: Sequence[Result], key: str) -> go.Figure:
             if row:
                 add_line(result, each.values["lambda"], row, f"{label}, {STAGES[stage][0]}", colour, dash)
     if key == "accuracy":
-        result.update_yaxes(tickformat=".0%")
+        result.update_yaxes(tickformat=".2~%")
     return result

@@ -67,7 +67,8 @@ def _layers(card: Values, values: Values) -> go.Figure:
 
 
 def _variance(card: Values, values: Values) -> go.Figure:
-    words = f"variance of the pre-activations half-way, over the mean of the ends<br>{of_what(card)}"
+    looked = f"{values['looked_at']} examples"
+    words = f"variance of the pre-activations half-way, over the mean of the ends; {looked}<br>{of_what(card)}"
     result = titled("Variance half-way", words, "Layer, first to last", "Variance ratio (1: as the ends)")
     ratios = values["variance_ratio"]
     names = list(next(iter(ratios.values())))
@@ -121,9 +122,8 @@ def _pairs(card: Values, values: Values, arrays: Arrays, layer: str) -> go.Figur
     chosen = layer if layer in known else known[0]
     found, pi = np.asarray(arrays[f"pairs_{chosen}"]), np.asarray(arrays[f"permutation_{chosen}"])
     title = f"Pairs of units: {as_plotly(chosen)}"
-    words = (
-        f"{_kind(values, chosen)}; cosine: of all weights of a unit, in and out; correlation: of its pre-activations"
-    )
+    seen = f"correlation: of its pre-activations on {values['looked_at']} examples"
+    words = f"{_kind(values, chosen)}; cosine: of all weights of a unit, in and out; {seen}"
     axis = "Unit of the first, best pair first"
     result = titled(title, f"{words}<br>{of_what(card)}", axis, "Cosine or correlation with its partner")
     order = np.argsort(-np.nan_to_num(found[1], nan=-2.0), kind="stable")

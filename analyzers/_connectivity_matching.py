@@ -108,7 +108,9 @@ def _matching(run: Run, name: str, tick: Reports) -> Matching:
     if name == "straight-through":
         from probes.straight_through import straight_through
 
-        return straight_through(run.objective, one, other, run.spec, epochs=EPOCHS, seed=seed, tick=tick)
+        return straight_through(
+            run.objective, one, other, run.spec, epochs=EPOCHS, seed=seed, tick=tick, store=run.tick
+        )
     if name == "sinkhorn":
         from probes.sinkhorn import sinkhorn_matching
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import numpy as np
 from analyzers._base import Tick
 from analyzers._connectivity_values import as_arrays, from_arrays
 from probes.batch_statistics import has_batch_norm, renewed
-from probes.layer_moments import Moments, moments_at
 from probes.objective import Objective
 from probes.paths import Floats, Readings, read, resamples
 from probes.permutations import Found, PermutationSpec, permuted
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from probes.checkpoint import Checkpoint
 
 Reports = Callable[[float, str], None]
+LOOKED = 2000  # examples for what is said of layers and units
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Run:
         self.anew = self.normalises and self.options.batch_norm == "measured anew"
         self.weights = resamples(len(self.objective.inputs), self.options.seed)
         self.test_weights = resamples(len(self.test.inputs), self.options.seed) if self.test else np.zeros((0, 0))
-        self._moments: dict[str, Mapping[str, Moments]] = {}
+        self.middle: Point | None = None  # half-way with REPAIR, where it was made
         self.lambdas: Floats = np.linspace(0, 1, self.options.points | 1)
 
     @property
@@ -72,11 +73,10 @@ class Run:
         """Return a point with its units in another order."""
         return point_from(self.objective, permuted(tensors_of(self.objective, point), self.spec, found))
 
-    def moments(self, end: str) -> Mapping[str, Moments]:
-        """Return the moments of every layer at "first" or "matched", measured once."""
-        if end not in self._moments:
-            self._moments[end] = moments_at(self.objective, {"first": self.a, "matched": self.matched}[end])
-        return self._moments[end]
+    @cached_property
+    def few(self) -> Objective:
+        """The objective of some examples, evenly spread: what layers and units are looked at with."""
+        return self.objective.subset(LOOKED, self.options.dtype)
 
     def renewed(self, point: Point) -> Point:
         """Return a point with its BatchNorm statistics measured anew, where the options ask for it."""

@@ -155,13 +155,15 @@ def _repaired(run: Run, tick: Reports) -> None:
     from probes.layer_moments import moments_at
     from probes.repair import repaired
 
+    of_first = moments_at(run.objective, run.a)
+
     def line(other: Point, lambdas: Floats, part: Reports) -> Both:
-        second = moments_at(run.objective, other) if other is run.b else run.moments("matched")
-        ends, notes = (run.moments("first"), second), dict[str, None]()
+        ends, notes = (of_first, moments_at(run.objective, other)), dict[str, None]()
 
         def point(share: float) -> Point:
             found = repaired(run.objective, run.a, other, share, moments=ends)
             notes.update(dict.fromkeys(found.notes))
+            run.middle = found.point if share == 0.5 and other is not run.b else run.middle
             return found.point
 
         both = run.read(map(point, lambdas.tolist()), len(lambdas), part, "line with REPAIR", anew=False)

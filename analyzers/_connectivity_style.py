@@ -33,7 +33,7 @@ def about(card: Values, values: Values) -> str:
 def titled(title: str, words: str, x: str, y: str) -> go.Figure:
     """Return an empty figure with room for all lines of its subtitle; the texts must have gone through as_plotly."""
     result = figure(title, words, x, y)
-    result.update_layout(margin={"t": 70 + 17 * (1 + words.count("<br>"))})
+    result.update_layout(margin={"t": 78 + 17 * (1 + words.count("<br>"))})
     return result
 
 

@@ -31,6 +31,7 @@ def tables(values: Values, arrays: Arrays) -> dict[str, pd.DataFrame]:
         "unit_pairs": _pairs(values, arrays),
         "controls": _controls(values),
         "curve": _curve(values),
+        "curve_plane": _plane(values, arrays),
         "soups": _soups(values),
         **_dropout(values),
         **_matrices(values),
@@ -140,6 +141,14 @@ def _curve(values: Values) -> pd.DataFrame:
     x, y = zip(*found["places"], strict=True)
     place = {"arclength": found["arclength"], "along": x, "across": y, "aside": found["aside"]}
     return pd.DataFrame({"t": found["t"], **place, **{key: found[key] for key in known}})
+
+
+def _plane(values: Values, arrays: Arrays) -> pd.DataFrame:
+    if "curve_plane" not in arrays:
+        return pd.DataFrame()
+    x, y = (values["curve"]["plane"][each] for each in ("x", "y"))
+    places = {"x": np.tile(x, len(y)), "y": np.repeat(y, len(x))}
+    return pd.DataFrame({**places, "loss": np.asarray(arrays["curve_plane"]).ravel()})
 
 
 def _soups(values: Values) -> pd.DataFrame:

@@ -13,11 +13,15 @@ from analyzers._connectivity_matching import by_weights
 from analyzers._connectivity_run import Both, Reports, Run, part_of
 from analyzers._connectivity_values import number, numbers, stage_values
 from probes.curve_evaluation import summarised
-from probes.curves import Curve, arclength, plane_coordinates, straight_length
+from probes.curves import Curve, arclength, plane_coordinates, plane_points, straight_length
+from probes.errors import ModelError
 from probes.objective import Objective
+from probes.planes import through
 from probes.points import Point, between, tensors_of
+from probes.surface import Goal, axis, surveyed
 
-TRAINED = 0.9  # of the work for a curve
+TRAINED, READ = 0.8, 0.9  # of the work for a curve: until it is trained, until it is read
+PLANE, MARGIN = 31, 0.2  # points on each side of the plane of a curve, and the margin as a share of its extent
 MATRIX_POINTS = 11
 
 
@@ -34,7 +38,7 @@ def curve(run: Run, tick: Reports) -> None:
     )  # fmt: skip
     run.doubt(*made.caveats)
     line, t = made.curve, np.linspace(0, 1, asked.curve_points | 1)
-    part = part_of(tick, TRAINED, 1)
+    part = part_of(tick, TRAINED, READ)
     both = run.kept("curve_points", lambda: run.read((line.at(float(each)) for each in t), len(t), part, "curve"))
     lengths, (places, aside) = arclength(line, t), plane_coordinates(line, t)
     values: dict[str, Any] = {
@@ -50,9 +54,40 @@ def curve(run: Run, tick: Reports) -> None:
             summary = asdict(summarised(found.losses, found.counts, t, lengths, weights))
             values[f"{of}summary"] = {key: _finite(each) for key, each in summary.items()}
     run.values["curve"] = values
+    if asked.curve_plane:
+        _plane(run, line, part_of(tick, READ, 1))
     for place, bend in enumerate(line.bends):
         flat = run.objective.flat([each.detach() for each in bend.theta])
         run.arrays[f"curve_bend_{place}"] = flat.cpu().numpy()
+
+
+def _plane(run: Run, line: Curve, tick: Reports) -> None:
+    """Evaluate the loss in the plane through the ends and the widest bend, in distance; few points, and a spline."""
+    try:
+        plane = through(*plane_points(line))
+    except ModelError as error:
+        run.doubt(f"The plane of the curve is not drawn: {error}")
+        return
+    places = np.array(run.values["curve"]["places"])
+    low, high = places.min(0), places.max(0)
+    margin = MARGIN * float((high - low).max())
+    x, y = (axis(float(low[each]) - margin, float(high[each]) + margin, PLANE) for each in (0, 1))
+    goal, seen = Goal(budget=PLANE * PLANE // 5), [0]
+
+    def evaluate(at_x: float, at_y: float) -> tuple[float]:
+        seen[0] += 1
+        words = f"plane of the curve, point {seen[0]} of at most {goal.budget}"
+        part = part_of(tick, (seen[0] - 1) / goal.budget, min(1.0, seen[0] / goal.budget))
+        return (float(run.read([plane.at(at_x, at_y)], 1, part, words, tested=False).data.loss[0]),)
+
+    *_, found = surveyed(evaluate, x, y, goal)
+    run.values["curve"]["plane"] = {
+        "x": numbers(x),
+        "y": numbers(y),
+        "error": number(found.error),
+        "points": len(found.at),
+    }
+    run.arrays |= {"curve_plane": np.maximum(found.values, found.range[0]), "curve_plane_points": found.at}
 
 
 def curve_of(run_objective: Objective, a: Point, b: Point, values: Any, arrays: Any) -> Curve:

@@ -88,7 +88,7 @@ class _Drawn:
             numbers = ticks(10**self.low, 10**self.high)
             bar |= {"tickvals": [math.log10(each) for each in numbers], "ticktext": [f"{each:g}" for each in numbers]}
         elif self.form.endswith("%"):
-            bar["tickformat"] = ".0%"
+            bar["tickformat"] = ".2~%"
         return bar
 
 
@@ -239,7 +239,7 @@ def _surface(plane: Values, arrays: Arrays, index: int, drawn: _Drawn) -> go.Fig
     lifted = np.maximum(found, floor)
     name = f"evaluated points ({plane['evaluations']})"
     result.add_scatter3d(x=at[:, 0], y=at[:, 1], z=lifted, mode="markers", marker=small, name=name, hoverinfo="skip")
-    middle = {"size": 6, "color": COLOURS[1], "symbol": "x"}
+    middle = {"size": 6, "color": COLOURS[1], "symbol": "diamond"}
     height = [max(plane["loss_at_centre"], floor) if plane["loss_at_centre"] is not None else None]
     result.add_scatter3d(
         x=[0.0], y=[0.0], z=height, mode="markers", marker=middle, name=f"centre: {short(plane['centre'])}"

@@ -100,6 +100,9 @@ class ModeConnectivity(Analyzer):
     curve_points: int = option(
         61, "Points on the curve", "An even number is raised by one.", minimum=3, maximum=501, advanced=True
     )
+    curve_plane: bool = option(
+        False, "Plane of the curve", "Draw the loss in the plane through the ends and the widest bend; some 190 points."
+    )
     dropout_draws: int = option(
         0, "Draws of dropout stability",
         "How often units are dropped at random for each share kept; 0 leaves dropout stability out.",

@@ -1,10 +1,10 @@
 """Skill localisation: which weights carry what fine-tuning has taught."""
 
 from analyzers import catalogue
-from ui import runs, series_result, shell
+from ui import result_page, runs, shell
 
 analyzer = catalogue()["grafting"]
 shell.heading(analyzer.title, analyzer.question)
 job = runs.choose(analyzer)
 if job and (result := runs.follow(job, analyzer)):
-    series_result.draw(job, result, analyzer)
+    result_page.draw(job, result, analyzer)

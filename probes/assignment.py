@@ -7,9 +7,6 @@ what the best assignment within them gives (Ainsworth et al. 2023, Git Re-Basin;
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,37 +17,7 @@ from torch import Tensor
 
 from probes.errors import ModelError
 from probes.permutations import Indices, Permutation, PermutationSpec, Use, composed, identity, permuted
-
-Tensors = Mapping[str, Tensor]
-GAIN = 1e-12  # relative to the norms: less is rounding
-AT_ONCE = 1 << 23  # elements of a product that are held in float64 at a time
-
-
-@dataclass
-class Clock:
-    """Where the time goes: wall seconds in the assignments and in the products, summed over threads."""
-
-    assignment: float = 0.0
-    products: float = 0.0
-
-    @contextmanager
-    def assigning(self) -> Iterator[None]:
-        """Add what the block takes to the assignments."""
-        began = time.perf_counter()
-        yield
-        self.assignment += time.perf_counter() - began
-
-    @contextmanager
-    def multiplying(self) -> Iterator[None]:
-        """Add what the block takes to the products."""
-        began = time.perf_counter()
-        yield
-        self.products += time.perf_counter() - began
-
-    def add(self, other: Clock) -> None:
-        """Add another clock's times."""
-        self.assignment += other.assignment
-        self.products += other.products
+from probes.unit_products import GAIN, Clock, Tensors, counted, inner_product, product_of, unfolded
 
 
 def best_assignment(worth: NDArray[np.float64]) -> Indices:
@@ -97,19 +64,8 @@ def worth_of(a: Tensors, b: Tensors, permutation: Permutation, clock: Clock) -> 
     worth = np.zeros((permutation.size, permutation.size))
     with clock.multiplying():
         for use in counted(permutation, a):
-            worth += _product(_unfolded(a[use.tensor], use), _unfolded(b[use.tensor], use)).cpu().numpy()
+            worth += product_of(unfolded(a[use.tensor], use), unfolded(b[use.tensor], use)).cpu().numpy()
     return worth
-
-
-def inner_product(a: Tensors, b: Tensors) -> float:
-    """Return the inner product of two sets of tensors over the names of the second, in float64."""
-    flat = ((a[name].reshape(-1), each.reshape(-1)) for name, each in b.items())
-    return sum(float(one.double() @ other.double()) for one, other in flat)
-
-
-def counted(permutation: Permutation, tensors: Tensors) -> list[Use]:
-    """List the uses that count and whose tensors are there."""
-    return [use for use in permutation.uses if use.counts and use.tensor in tensors]
 
 
 def family(spec: PermutationSpec, permutation: Permutation) -> list[Permutation]:
@@ -119,25 +75,6 @@ def family(spec: PermutationSpec, permutation: Permutation) -> list[Permutation]
         for name in slot:
             found += family(spec, spec[name])
     return found
-
-
-def _unfolded(tensor: Tensor, use: Use) -> Tensor:
-    if use.rows is not None:
-        tensor = tensor.index_select(use.rows[0], torch.as_tensor(use.rows[1], device=tensor.device))
-    flat = tensor.movedim(use.axis, 0).reshape(tensor.shape[use.axis], -1)
-    units, slots = use.index.shape
-    if slots == 1 and units == len(flat) and np.array_equal(use.index[:, 0], np.arange(units)):
-        return flat
-    return flat[torch.as_tensor(use.index, device=flat.device)].reshape(units, -1)
-
-
-def _product(one: Tensor, other: Tensor) -> Tensor:
-    """Return one @ other.T in float64, a block of columns at a time."""
-    columns = max(1, AT_ONCE // max(len(one), 1))
-    total = torch.zeros(len(one), len(other), dtype=torch.float64, device=one.device)
-    for left, right in zip(one.split(columns, 1), other.split(columns, 1), strict=True):
-        total.addmm_(left.double(), right.double().T)
-    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +131,10 @@ def _two_levels(a: Tensors, b: Tensors, spec: PermutationSpec, outer: Permutatio
         theirs = [{block.key: block.part(b[block.tensor], slot) for block in blocks} for slot in slots]
         now = sum(inner_product(one, other) for one, other in zip(ours, theirs, strict=True))
     within = [_within(spec, outer, blocks, slot, a) for slot in slots]
-    pairs = [[best_together(ours[u], theirs[v], within[u], clock) for v in slots] for u in slots]
+    if _corresponding(within):
+        pairs = _all_pairs(ours, theirs, within, clock)
+    else:
+        pairs = [[best_together(ours[u], theirs[v], within[u], clock) for v in slots] for u in slots]
     with clock.assigning():
         worth = np.array([[value for value, _ in row] for row in pairs])
         pi = best_assignment(worth)
@@ -273,7 +213,58 @@ def _in_turn(
 
 
 def _share_nothing(spec: PermutationSpec, turns: tuple[Permutation, ...]) -> bool:
-    touched = [{use.tensor for each in family(spec, turn) for use in each.uses} for turn in turns]
-    axes = {(each.name, use.tensor): use.axis for each in spec for use in each.uses}
-    straight = all(axes[each.name, use.tensor] == use.axis for each in spec for use in each.uses)
-    return straight and sum(map(len, touched)) == len(set().union(*touched))
+    """Tell whether no turn changes the best answer of another: places on the same axis that do not overlap."""
+    held = [(turn.name, use) for turn in turns for each in family(spec, turn) for use in each.uses]
+    axes: dict[str, int] = {}
+    places: dict[tuple[str, int], str] = {}
+    for name, use in held:
+        if axes.setdefault(use.tensor, use.axis) != use.axis:
+            return False
+        if any(places.setdefault((use.tensor, int(place)), name) != name for place in use.index.reshape(-1)):
+            return False
+    return True
+
+
+def _corresponding(within: list[PermutationSpec]) -> bool:
+    """Tell whether the slots hold plain permutations of the same places, none of which bears on another."""
+    first = within[0]
+    if any(each.inner or not each.uses for each in first) or not _share_nothing(first, first.permutations):
+        return False
+    shape = lambda spec: [[(use.tensor, use.axis) for use in each.uses] for each in spec]
+    if any(shape(spec) != shape(first) for spec in within):
+        return False
+    uses = [[use for each in spec for use in each.uses] for spec in within]
+    pairs = [pair for other in uses for pair in zip(uses[0], other, strict=True)]
+    return all(np.array_equal(one.index, other.index) and _same_rows(one, other) for one, other in pairs)
+
+
+def _same_rows(one: Use, other: Use) -> bool:
+    if one.rows is None or other.rows is None:
+        return one.rows is other.rows
+    return one.rows[0] == other.rows[0] and np.array_equal(one.rows[1], other.rows[1])
+
+
+def _all_pairs(
+    ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]], within: list[PermutationSpec], clock: Clock
+) -> list[list[tuple[float, dict[str, Indices]]]]:
+    """Solve all pairs of slots, the products of all of them at once."""
+    slots = range(len(ours))
+    with clock.multiplying():
+        whole = [[torch.stack([part[key] for part in side]).flatten(1) for key in ours[0]] for side in (ours, theirs)]
+        worth = torch.stack([product_of(one, other) for one, other in zip(*whole, strict=True)]).sum(0)
+    pairs = [[(float(worth[u, v]), dict[str, Indices]()) for v in slots] for u in slots]
+    for number, each in enumerate(within[0]):
+        with clock.multiplying():
+            joined = [
+                [torch.cat([unfolded(part[use.tensor], use) for part in side]) for use in each.uses]
+                for side in (ours, theirs)
+            ]
+            total = torch.stack([product_of(one, other) for one, other in zip(*joined, strict=True)]).sum(0)
+            table = total.reshape(len(ours), each.size, len(ours), each.size).cpu().numpy()
+        with clock.assigning():
+            for u, v in np.ndindex(len(ours), len(ours)):
+                pi = best_assignment(table[u, :, v])
+                value, found = pairs[u][v]
+                found[within[u].permutations[number].name] = pi
+                pairs[u][v] = (value + _gain(table[u, :, v], pi), found)
+    return pairs

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,32 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from probes.memory import spare_bytes
 from probes.objective import Objective
 from probes.points import Point, tensors_of
+from probes.pool import Pool
 from probes.strict import strict
 
 HELD_AT_ONCE = 8  # tensors as large as the largest activation: input, output, and double-precision copies
-
-
-@dataclass
-class _Moments:
-    """Sums over all positions of a layer's input: count, sum and sum of squares of each channel, in float64."""
-
-    count: float = 0.0
-    mean: Tensor | None = None
-    scatter: Tensor | None = None  # sum of squared differences from the mean
-
-    def add(self, input: Tensor) -> None:
-        """Pool the positions of a batch with those seen (Chan's update)."""
-        axes = [axis for axis in range(input.ndim) if axis != 1]
-        values = input.detach().double()
-        count = values.numel() / values.shape[1]
-        mean = values.mean(axes)
-        scatter = (values - mean.view(1, -1, *[1] * (input.ndim - 2))).square().sum(axes)
-        if self.mean is None or self.scatter is None:
-            self.count, self.mean, self.scatter = count, mean, scatter
-            return
-        total, gap = self.count + count, mean - self.mean
-        self.scatter = self.scatter + scatter + gap.square() * self.count * count / total
-        self.mean, self.count = self.mean + gap * count / total, total
 
 
 def has_batch_norm(objective: Objective) -> bool:
@@ -64,19 +42,18 @@ def renewed(objective: Objective, point: Point) -> Point:
         return point
     cuts = [_fewest(objective, point)]
 
-    def work() -> dict[str, _Moments]:
+    def work() -> dict[str, Pool]:
         parts, cuts[0] = cuts[0], 2 * cuts[0]
         return _measured(objective, point, layers, parts)
 
     moments = objective.in_memory(work)
     buffers = dict(point.buffers)
     for name, found in moments.items():
-        mean, variance = found.mean, found.scatter
-        if mean is None or variance is None:
+        if found.mean is None:  # a layer that the model does not call
             continue
         prefix = f"{name}." if name else ""
-        buffers[f"{prefix}running_mean"] = mean.to(objective.dtype)
-        buffers[f"{prefix}running_var"] = (variance / max(found.count - 1, 1)).to(objective.dtype)
+        buffers[f"{prefix}running_mean"] = found.mean.to(objective.dtype)
+        buffers[f"{prefix}running_var"] = found.unbiased().to(objective.dtype)
     return replace(point, buffers=buffers)
 
 
@@ -105,32 +82,42 @@ def _fewest(objective: Objective, point: Point) -> int:
     return max(1, math.ceil(needed / max(spare_bytes(objective.device) / 2, 1)))
 
 
-def _measured(objective: Objective, point: Point, layers: dict[str, _BatchNorm], parts: int) -> dict[str, _Moments]:
-    moments = {name: _Moments() for name in layers}
+def _measured(objective: Objective, point: Point, layers: dict[str, _BatchNorm], parts: int) -> dict[str, Pool]:
+    moments = {name: Pool(1) for name in layers}
     values = {**objective.constants, **tensors_of(objective, point)}
-    kept = ("running_mean", "running_var", "num_batches_tracked")
-    scratch = {name: each.clone() if name.endswith(kept) else each for name, each in values.items()}
+    kept = ("running_mean", "running_var")
+    scratch = {name: torch.zeros_like(each) if name.endswith(kept) else each for name, each in values.items()}
+    counters = {name: each.clone() for name, each in values.items() if name.endswith("num_batches_tracked")}
     with torch.no_grad(), strict(objective.module), _watched(layers, moments):
         for part in objective.inputs.tensor_split(parts):
-            functional_call(objective.module, scratch, (part.to(objective.device),))
+            functional_call(objective.module, {**scratch, **counters}, (part.to(objective.device),))
     return moments
 
 
 @contextmanager
-def _watched(layers: dict[str, _BatchNorm], moments: dict[str, _Moments]) -> Iterator[None]:
-    """Let the BatchNorm layers use the moments of their batch, and note these; undone afterwards."""
+def _watched(layers: dict[str, _BatchNorm], moments: dict[str, Pool]) -> Iterator[None]:
+    """Let the BatchNorm layers use the moments of their batch, and note these as they keep them; undone afterwards.
+
+    With a momentum of 1 the running statistics are those of the last batch: the layer sums them up anyhow.
+    """
 
     def note(name: str) -> Any:
-        return lambda _layer, args: moments[name].add(args[0])
+        def pooled(layer: _BatchNorm, args: tuple[Tensor, ...], _output: Tensor) -> None:
+            mean, variance = layer.running_mean, layer.running_var
+            count = args[0].numel() / args[0].shape[1]
+            if mean is not None and variance is not None:
+                moments[name].join(count, mean.double(), variance.double() * (count - 1))
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    before = {name: layer.training for name, layer in layers.items()}
+        return pooled
+
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    before = {name: (layer.training, layer.momentum) for name, layer in layers.items()}
     for layer in layers.values():
-        layer.training = True
+        layer.training, layer.momentum = True, 1.0
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
         for name, layer in layers.items():
-            layer.training = before[name]
+            layer.training, layer.momentum = before[name]

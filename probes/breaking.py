@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from probes.in_float64 import InFloat64
 from probes.objective import Objective
 from probes.strict import strict
 
@@ -31,7 +32,7 @@ def first_broken_layer(one: Objective, other: Objective) -> str:
 def _sums(objective: Objective) -> Sums:
     few = objective.chosen(list(range(min(_EXAMPLES, len(objective.inputs)))))
     found: Sums = []
-    with torch.no_grad(), strict(few.module), _listening(few.module, found, len(few.inputs)):
+    with torch.no_grad(), strict(few.module), InFloat64(), _listening(few.module, found, len(few.inputs)):
         if few.own is not None:
             few.tallied(finite=False)
         else:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
-from probes.assignment import GAIN, Clock, Tensors, counted, family, inner_product, solved
+from probes.assignment import family, solved
 from probes.permutations import Found, Indices, Permutation, PermutationSpec, composed, identity, permuted
+from probes.unit_products import GAIN, Clock, Tensors, counted, inner_product
 
 Tick = Callable[[float, str], None]
 

@@ -31,7 +31,7 @@ from probes.points import Point
 from probes.strict import strict
 
 Tick = Callable[[float, str], None]
-SAVE_SECONDS = 10.0  # between two savings, at least
+SAVE_SECONDS = 2.0  # between two savings, at least
 SAVE_SHARE = 0.05  # of the time goes into saving, at most
 CONSTANT, DECAYED, LEAST = 0.5, 0.9, 0.01  # the rate is constant up to here, falls up to there, stays at this share
 SHOWN = 20  # minibatches whose mean loss is reported

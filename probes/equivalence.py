@@ -1,12 +1,13 @@
 """The gate before any comparison: a permutation of units must leave the function as it is.
 
 In float64 with plain attention, on examples of the data and on disturbed ones, at the weights themselves and at
-disturbed ones: units that happen to be equal, or dead on the data, cannot hide a wrong specification.
+random ones: units that happen to be equal, or dead on the data, cannot hide a wrong specification.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from probes.breaking import first_broken_layer
 from probes.errors import ModelError
+from probes.in_float64 import InFloat64
 from probes.objective import Objective
 from probes.permutations import Found, PermutationSpec, drawn, permuted
 from probes.points import Point, at, point_from, point_of, tensors_of
@@ -22,7 +24,9 @@ from probes.specification_fit import fitting, shapes_of
 from probes.strict import strict
 
 TOLERANCE = 1e-10
-_DISTURBED = 0.3  # of a tensor's own standard deviation
+_ELSEWHERE = 1e-7  # at random weights rounding may grow
+_NOISE = 0.3  # of a tensor's own standard deviation, or absolute where it has none
+_MORE = 2  # disturbed examples
 
 
 @dataclass(frozen=True)
@@ -48,35 +52,80 @@ def equivalence(
     Raises ModelError where the specification names what the model does not have, or outputs are not finite.
     """
     fitting(spec, shapes_of(objective))
-    probe = _probe(objective, examples)
-    held = {name: each.double() for name, each in tensors_of(objective, point).items()}
-    error, scale = _compared(probe, held, spec, found)
-    if error <= TOLERANCE:
-        return Equivalence(error, scale, True)
-    wrong = _breaking(probe, held, spec, found)
-    alone = {name: found[name] for name in ([wrong] if wrong else found)}
-    layer = first_broken_layer(_moved(probe, held), _moved(probe, permuted(held, spec, alone)))
-    return Equivalence(error, scale, False, layer, wrong)
+    return _trial(_Place(_probe(objective, examples), point), spec, found)
 
 
 def check(
     objective: Objective, spec: PermutationSpec, seeds: Sequence[int] = (0, 1, 2), found: Found | None = None
 ) -> Equivalence:
-    """Let random permutations, and a found one, through the gate; return the worst of them.
+    """Let random permutations, and a found one, through the gate; return the worst of them at the weights themselves.
 
     found: what was matched, to be applied to the point at which the objective stands.
 
     Raises ModelError naming the permutation and the layer where the function changes, and by how much.
     """
-    point, worst = point_of(objective), Equivalence(0.0, 0.0, True)
-    trials = [(drawn(spec, seed), place) for seed in seeds for place in (point, _disturbed(objective, point, seed))]
-    trials += [] if found is None else [(dict(found), point)]
-    for each, place in trials:
-        result = equivalence(objective, place, spec, each)
+    fitting(spec, shapes_of(objective))
+    point, probe = point_of(objective), _probe(objective, 8)
+    here = _Place(probe, point)
+    trials = [(here, drawn(spec, seed)) for seed in seeds] + ([] if found is None else [(here, dict(found))])
+    elsewhere = [place(objective, point, seed) for seed in seeds[:1] for place in (_disturbed, _redrawn)]
+    trials += [(_Place(probe, each, here=False), drawn(spec, seeds[0])) for each in elsewhere]
+    worst = Equivalence(0.0, 0.0, True)
+    for place, each in trials:
+        result = _trial(place, spec, each)
         if not result.passed:
             raise ModelError(_words(spec, result))
-        worst = max(worst, result, key=lambda one: one.error)
+        worst = max(worst, result, key=lambda one: one.error) if place.here else worst
     return worst
+
+
+class _Place:
+    """A point with the outputs there, computed once; here: whether it is the user's own, which must be finite."""
+
+    def __init__(self, probe: Objective, point: Point, *, here: bool = True) -> None:
+        self.probe, self.here = probe, here
+        self.held = {name: each.double() for name, each in tensors_of(probe, point).items()}
+        self.outputs = _outputs(self.moved(self.held))
+        self.scale = float(self.outputs.abs().max())
+        if here and not np.isfinite(self.scale):
+            raise ModelError(
+                "Outputs are not finite in float64, so it cannot be tested whether permutations keep the function; "
+                "check the checkpoint (diverged?) and the normalisation of the data."
+            )
+
+    def moved(self, tensors: dict[str, Tensor]) -> Objective:
+        """Return the objective at other tensors."""
+        return at(self.probe, point_from(self.probe, tensors))
+
+    def error(self, spec: PermutationSpec, found: Found) -> float:
+        """Return the largest change of an output, as a share of the largest output."""
+        if not np.isfinite(self.scale):
+            return 0.0
+        change = float((_outputs(self.moved(permuted(self.held, spec, found))) - self.outputs).abs().max())
+        return (change / self.scale if self.scale > 0 else change) if np.isfinite(change) else float("inf")
+
+
+def _trial(place: _Place, spec: PermutationSpec, found: Found) -> Equivalence:
+    _permuting(spec, found)
+    error, limit = place.error(spec, found), TOLERANCE if place.here else _ELSEWHERE
+    if error <= limit:
+        return Equivalence(error, place.scale, True)
+    errors = {name: place.error(spec, {name: found[name]}) for name in found}
+    wrong = max(errors, key=lambda name: errors[name])
+    wrong = wrong if errors[wrong] > limit else ""
+    alone = {name: found[name] for name in ([wrong] if wrong else found)}
+    layer = first_broken_layer(place.moved(place.held), place.moved(permuted(place.held, spec, alone)))
+    return Equivalence(error, place.scale, False, layer, wrong)
+
+
+def _permuting(spec: PermutationSpec, found: Found) -> None:
+    sizes = {each.name: each.size for each in spec}
+    for name, pi in found.items():
+        if name not in sizes or not np.array_equal(np.sort(pi), np.arange(sizes[name])):
+            raise ModelError(
+                f"The permutation found for {name!r:.100} is none of {sizes.get(name, 0)} units of the specification; "
+                "match again with this specification."
+            )
 
 
 def _words(spec: PermutationSpec, result: Equivalence) -> str:
@@ -90,65 +139,61 @@ def _words(spec: PermutationSpec, result: Equivalence) -> str:
 
 
 def _probe(objective: Objective, examples: int) -> Objective:
-    """Return the objective of a few examples in float64, and of as many disturbed ones."""
+    """Return the objective of a few examples in float64, and of a few disturbed ones."""
     probe = objective.subset(examples, "float64")
     rows = list(range(len(probe.inputs)))
-    twice = probe.chosen(rows + rows)
+    more = rows[:_MORE]
+    wide = probe.chosen(rows + more)
     generator = torch.Generator().manual_seed(0)
-    half, inputs = len(rows), twice.inputs.clone()
+    inputs, last = wide.inputs.clone(), slice(len(rows), None)
     if inputs.is_floating_point():
-        noise = torch.randn(inputs[half:].shape, generator=generator, dtype=inputs.dtype)
-        inputs[half:] += (noise * inputs.std().clamp_min(1e-3).cpu()).to(inputs.device)
+        noise = torch.randn(inputs[last].shape, generator=generator, dtype=inputs.dtype)
+        inputs[last] += noise.to(inputs.device) * inputs.std().clamp_min(1e-3)
     else:
-        order = torch.randperm(inputs[half:].numel(), generator=generator)
-        inputs[half:] = inputs[half:].reshape(-1)[order.to(inputs.device)].view_as(inputs[half:])
-    twice.inputs = inputs
-    return twice
-
-
-def _moved(probe: Objective, tensors: dict[str, Tensor]) -> Objective:
-    return at(probe, point_from(probe, tensors))
-
-
-def _compared(probe: Objective, held: dict[str, Tensor], spec: PermutationSpec, found: Found) -> tuple[float, float]:
-    before = _outputs(_moved(probe, held))
-    after = _outputs(_moved(probe, permuted(held, spec, found)))
-    scale = float(before.abs().max())
-    if not np.isfinite(scale):
-        raise ModelError(
-            "Outputs are not finite in float64, so it cannot be tested whether permutations keep the function; "
-            "check the checkpoint (diverged?) and the normalisation of the data."
-        )
-    change = float((after - before).abs().max())
-    return (change / scale if scale > 0 else change) if np.isfinite(change) else float("inf"), scale
+        order = torch.randperm(inputs[last].numel(), generator=generator).to(inputs.device)
+        inputs[last] = inputs[last].reshape(-1)[order].view_as(inputs[last])
+    wide.inputs = inputs
+    return wide
 
 
 def _outputs(objective: Objective) -> Tensor:
     """Return the outputs of all examples, or their losses where the operator's own loss runs the model."""
-    with torch.no_grad(), strict(objective.module):
+    with torch.no_grad(), strict(objective.module), InFloat64():
         if objective.own is not None:
-            return objective.tallied(finite=False).losses
+            losses: Tensor = objective.tallied(finite=False).losses
+            return losses
         return torch.cat([objective.outputs(objective.theta, part) for part in objective.parts()])
-
-
-def _breaking(probe: Objective, held: dict[str, Tensor], spec: PermutationSpec, found: Found) -> str:
-    """Return the permutation that changes the function most when it acts alone, "" where none does."""
-    errors = {name: _compared(probe, held, spec, {name: found[name]})[0] for name in found}
-    worst = max(errors, key=lambda name: errors[name], default="")
-    return worst if worst and errors[worst] > TOLERANCE else ""
 
 
 def _disturbed(objective: Objective, point: Point, seed: int) -> Point:
     """Move weights and BatchNorm's statistics by noise, so that no two units are alike."""
+    return _changed(objective, point, seed, lambda _, each, noise: each + _NOISE * noise * (_deviation(each) or 1.0))
+
+
+def _redrawn(objective: Objective, point: Point, seed: int) -> Point:
+    """Draw weights anew, so that no unit is dead."""
+
+    def fresh(name: str, each: Tensor, noise: Tensor) -> Tensor:
+        if each.ndim > 1:
+            return noise * math.sqrt(2 * each.shape[0] / each.numel())
+        return _NOISE * noise + (1.0 if name.endswith("weight") else 0.0)
+
+    return _changed(objective, point, seed, fresh)
+
+
+def _changed(objective: Objective, point: Point, seed: int, change: Callable[[str, Tensor, Tensor], Tensor]) -> Point:
     generator = torch.Generator().manual_seed(seed)
+    theta = set(objective.names)
     found = {}
-    for name, each in tensors_of(objective, point).items():
+    for name, tensor in tensors_of(objective, point).items():
+        each = tensor.double()
         noise = torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each.device)
-        spread = float(each.double().std()) if each.numel() > 1 else 0.0
-        if name in set(objective.names) or name.endswith("running_mean"):
-            found[name] = each.double() + _DISTURBED * noise * (spread or 1.0)
-        elif name.endswith("running_var"):
-            found[name] = each.double() * torch.exp(_DISTURBED * noise)
+        if name in theta or name.endswith("running_mean"):
+            found[name] = change(name, each, noise)
         else:
-            found[name] = each.double()
+            found[name] = each * torch.exp(_NOISE * noise) if name.endswith("running_var") else each
     return point_from(objective, found)
+
+
+def _deviation(tensor: Tensor) -> float:
+    return float(tensor.std()) if tensor.numel() > 1 else 0.0

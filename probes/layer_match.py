@@ -14,11 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from probes.barriers import Barrier, Estimate, barrier, lambdas, rise
-from probes.layer_moments import Moments
 from probes.objective import Objective
 from probes.paths import Floats, Readings, read
 from probes.permutations import Found, PermutationSpec, permuted
 from probes.points import Point, point_from, tensors_of
+from probes.pool import Moments
 
 Tick = Callable[[float, str], None]
 POINTS = 5

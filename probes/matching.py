@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.assignment import GAIN, Clock, Tensors
 from probes.coordinate_ascent import Problem, State, Tick, climb, outwards
 from probes.errors import ModelError
 from probes.permutations import Found, Indices, PermutationSpec, drawn, identity, permuted
+from probes.unit_products import GAIN, Clock, Tensors
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -71,10 +71,10 @@ def weight_matching(
     """Match the units of b to those of a by their weights; the best of several restarts is kept.
 
     a, b: tensors by name, as `tensors_of` gives them (running statistics follow without counting). The first restart
-    begins at `start` or the identity, the second at what the fixed axes give, the others at random permutations; the
-    orders are random in all. Everything random is drawn from the seed, and the number of threads changes nothing. A
-    restart ends at the first sweep that gains nothing, or after so many `sweeps`. Raises ModelError where tensors are
-    missing, differ in shape, or are not finite.
+    begins at `start` or, without one, at what the fixed axes give; the second at the identity or, with a start, at the
+    fixed axes; the others at random permutations. Orders are random in all, drawn from the seed; the number of threads
+    changes nothing. A restart ends at the first sweep that gains nothing, or after so many `sweeps`. Raises ModelError
+    where tensors are missing, differ in shape, or are not finite.
     """
     check(a, b, spec)
     problem = Problem.of(a, b, spec)
@@ -123,7 +123,8 @@ def _restart(
     tick: Tick,
     pool: ThreadPoolExecutor,
 ) -> _End:
-    spec, kind = problem.spec, ("identity" if start is None else "given", "fixed axes", "random")[min(number, 2)]
+    kinds = ("fixed axes", "identity", "random") if start is None else ("given", "fixed axes", "random")
+    spec, kind = problem.spec, kinds[min(number, 2)]
     found = identity(spec)
     if kind == "given":
         found |= dict(start or {})

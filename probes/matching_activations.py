@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.assignment import GAIN, Clock, Tensors, best_assignment, best_together, family
+from probes.assignment import best_assignment, best_together, family
 from probes.coordinate_ascent import Tick
 from probes.matching import Matching, check, distance_between, weight_matching
 from probes.objective import Objective
 from probes.permutations import Indices, PermutationSpec, Use, identity, permuted
 from probes.points import Point, at, tensors_of
+from probes.unit_products import GAIN, Clock, Tensors
 from probes.unit_views import MADE, READ, Spot, View, best_views, seen, views_of
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from probes.assignment import Tensors
 from probes.coordinate_ascent import Tick
 from probes.errors import ModelError
 from probes.matching import weight_matching
 from probes.permutations import Found, PermutationSpec, composed, identity, inverse, permuted
+from probes.unit_products import Tensors
 
 ROUNDS = 50
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-LARGEST_PART = 512  # examples in an automatic micro-batch
+LARGEST_PART, ON_CPU = 512, 2**28  # an automatic micro-batch: examples; bytes of graph on a CPU, for its caches
 
 
 class Objective:
@@ -141,7 +141,7 @@ class Objective:
         return other
 
     def chosen(self, rows: Sequence[int]) -> Objective:
-        """Return the objective of these examples, in this order; a copy, at the same theta."""
+        """Return the objective of these examples, in this order; a copy at the same theta."""
         other, at = copy.copy(self), torch.tensor(rows, dtype=torch.int64, device=self.inputs.device)
         other._hold(self.inputs[at], self.targets[at])
         other.caveats, other.micro_batch = [], min(self.micro_batch, len(rows))
@@ -235,7 +235,8 @@ class Objective:
     def _automatic(self) -> int:
         with strict(self.module):
             bytes_each = graph_bytes(lambda: self.part_loss(self.theta, slice(0, 1)), self.theta)
-        return max(1, min(LARGEST_PART, int(spare_bytes(self.device) / 4 / max(bytes_each, 1))))
+        held = min(spare_bytes(self.device) // 4, ON_CPU if self.device.type == "cpu" else 1 << 62)
+        return max(1, min(LARGEST_PART, held // max(bytes_each, 1)))
 
     def _halve(self) -> None:
         if self.micro_batch == 1:

@@ -82,7 +82,10 @@ def readings(
 def resamples(count: int, seed: int, draws: int = RESAMPLES) -> Floats:
     """Draw bootstrap weights, (draws, count): how often each example is drawn, `count` draws each."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
+    weights = np.empty((draws, count), dtype=np.float64)
+    for row in weights:
+        row[:] = np.bincount(generator.integers(count, size=count), minlength=count)
+    return weights
 
 
 def resampled(values: Floats, counts: Floats, weights: Floats) -> Floats:

@@ -37,9 +37,8 @@ def combined(points: Sequence[Point], weights: Sequence[float]) -> Point:
     first = points[0]
     for other in points[1:]:
         _check(first, other)
-    mixed = lambda tensors: sum(weight * each for weight, each in zip(weights, tensors, strict=True))
-    theta = tuple(torch.as_tensor(mixed(each)) for each in zip(*(point.theta for point in points), strict=True))
-    buffers = {name: torch.as_tensor(mixed([each.buffers[name] for each in points])) for name in first.buffers}
+    theta = tuple(_mixed(each, weights) for each in zip(*(point.theta for point in points), strict=True))
+    buffers = {name: _mixed([each.buffers[name] for each in points], weights) for name in first.buffers}
     return Point(theta, buffers)
 
 
@@ -69,6 +68,18 @@ def point_from(objective: Objective, tensors: Mapping[str, Tensor]) -> Point:
     """Undo `tensors_of`."""
     theta = tuple(tensors[name] for name in objective.names)
     return Point(theta, {name: each for name, each in tensors.items() if name not in set(objective.names)})
+
+
+def _mixed(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Add tensors up; elements that are infinite in the first (masks) stay as they are where all agree."""
+    total = torch.zeros_like(tensors[0])
+    for each, weight in zip(tensors, weights, strict=True):
+        if weight != 0:
+            total = torch.add(total, each, alpha=weight)
+    if bool(torch.isnan(total).any()):
+        same = torch.stack([each == tensors[0] for each in tensors]).all(0)
+        total = torch.where(same & tensors[0].isinf(), tensors[0], total)
+    return total
 
 
 def _check(one: Point, other: Point) -> None:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from probes.batch_statistics import renewed
 from probes.errors import ModelError
-from probes.layer_moments import Layer, Layout, Moments, Pool, layout, moments_at, removed_after, run
+from probes.layer_moments import Layer, Layout, layout, moments_at, removed_after, run
 from probes.memory import spare_bytes
 from probes.objective import Objective
 from probes.points import Point, between, point_from, tensors_of
+from probes.pool import Moments, Pool
 
 HELD_AT_ONCE = 6  # tensors as large as the largest activation
 NAMED = 6  # layers in a sentence

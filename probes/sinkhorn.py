@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from probes.assignment import Tensors, best_assignment
+from probes.assignment import best_assignment
 from probes.coordinate_ascent import Tick
 from probes.errors import ModelError
 from probes.matching import Matching, distance_between, weight_matching
 from probes.objective import Objective
 from probes.permutations import Found, Indices, Permutation, PermutationSpec, Use, composed, identity, permuted
 from probes.points import Point, at, combined, point_from, tensors_of
+from probes.unit_products import Tensors
 
 Cost = Literal["l2", "cosine", "midpoint", "random"]
 COSTS: tuple[Cost, ...] = ("l2", "cosine", "midpoint", "random")

@@ -130,7 +130,8 @@ def _line(number: int, row: Mapping[str, Any], shapes: Shapes, what: str) -> _Li
         raise _wrong(what, number, "names no permutation")
     limit = max((max(shape, default=0) for shape in shapes.values()), default=0)
     try:
-        index = read(str(row.get("positions", "")), limit)
+        along = shapes.get(tensor, ())[axis : axis + 1]
+        index = read(str(row.get("positions", "")), along[0] if along else limit)
         rows = _read_rows(str(row.get("rows") or ""), limit)
     except WrongPositions as error:
         raise _wrong(what, number, f"cannot be read: {error}") from None

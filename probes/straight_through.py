@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probes.coordinate_ascent import Tick
+from probes.extremes import Store
 from probes.matching import Matching, distance_between, weight_matching
 from probes.objective import Objective
 from probes.permutations import Found, Indices, PermutationSpec, permuted
 from probes.points import Point, at, between, point_from, tensors_of
 
 MOMENTUM = 0.9
-KEY = "straight-through matching"
+KEY = "straight-through-matching"
 Kept = Mapping[str, NDArray[Any]]
 
 
@@ -67,23 +68,25 @@ def straight_through(
     batch: int = 256,
     seed: int = 0,
     tick: Tick,
+    store: Store | None = None,
 ) -> Matching:
     """Match b to a by the loss halfway between; begins at weight matching and is never worse than it.
 
-    After every epoch the midpoint's loss over all examples decides which permutation is kept. Goes on where it was cut
-    off if the tick keeps arrays. Raises ModelError (tensors do not fit), ObjectiveError (memory).
+    After every epoch the midpoint's loss over all examples decides which permutation is kept. store: keeps the state; a
+    search that was cut off goes on from there. Raises ModelError (tensors do not fit), ObjectiveError (memory).
     """
     problem = _Problem(objective, point_a, point_b, spec)
     start = weight_matching(problem.a, problem.b, spec, seed=seed, tick=lambda share, doing: tick(0.2 * share, doing))
     zero = torch.zeros(objective.size, dtype=objective.dtype, device=objective.device)
     free = objective.flat([each.detach() for each in point_a.theta]).clone()
     search = _Search(free, zero, dict(start.found), dict(start.found), problem.loss(start.found))
-    kept: Kept | None = getattr(tick, "load", lambda _key: None)(KEY)
+    kept: Kept | None = store.load(KEY) if store else None
     if kept is not None:
         search.restore(kept)
     while search.epoch < epochs:
         _epoch(problem, search, learning_rate, batch, seed)
-        getattr(tick, "save", lambda _key, _arrays: None)(KEY, search.kept())
+        if store:
+            store.save(KEY, search.kept())
         tick(0.2 + 0.8 * search.epoch / epochs, f"epoch {search.epoch} of {epochs}, midpoint loss {search.loss:.4g}")
     distance = distance_between(problem.a, permuted(problem.b, spec, search.best), spec)
     words = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-ATTENTION = "math kernel (the fused ones have no double backward)"
+ATTENTION = "math kernel under derivatives (the fused ones have no double backward)"
 
 
 @contextmanager
 def strict(module: nn.Module | None = None) -> Iterator[None]:
-    """Switch TF32, nondeterministic kernels and fused attention off; cuDNN too when the module is recurrent.
+    """Switch TF32, nondeterministic kernels and, under gradients, fused attention off; cuDNN too for recurrent modules.
 
+    Within `torch.no_grad()` attention keeps its fused kernels: nothing is differentiated there, and they are faster.
     Operations that have no deterministic kernel still run (a warning of torch, which is dropped here: the products
     are checked for symmetry before they are used).
     """
@@ -29,7 +30,7 @@ def strict(module: nn.Module | None = None) -> Iterator[None]:
     with (
         _ieee(),
         _cudnn(enabled=not recurrent),
-        sdpa_kernel(SDPBackend.MATH),
+        sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else nullcontext(),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=".*deterministic.*")

@@ -48,6 +48,13 @@ def matrix(names: list[str]) -> dict[str, Any]:
     return found
 
 
+def thinned(layer: str) -> dict[str, Any]:
+    """What is known of the dropout stability of one checkpoint."""
+    return {"kept": [0.9, 0.5], "loss": 0.2, "accuracy": 0.9, "epsilon": [0.1, 0.5], "epsilon_stderr": [0.01, 0.1],
+            "mean_accuracy": [0.9, 0.6], "draws": 4, "layers": [layer], "units": [4], "layer_epsilon": [[0.05, 0.3]],
+            "layer_epsilon_stderr": [[0.01, 0.02]]}  # fmt: skip
+
+
 def result(
     *, layer: str = "0.weight", names: tuple[str, ...] = ("one.pt", "two.pt"), **changed: Any
 ) -> ModeConnectivityResult:
@@ -56,15 +63,12 @@ def result(
               "distance_share": 0.5}  # fmt: skip
     side = {"loss": [0.2, 0.3], "barrier": 0.1, "barrier_low": 0.0, "barrier_high": 0.2, "rise": 0.4, "rise_low": 0.3,
             "rise_high": 0.6}  # fmt: skip
-    thin = {"kept": [0.9, 0.5], "loss": 0.2, "accuracy": 0.9, "epsilon": [0.1, 0.5], "epsilon_stderr": [0.01, 0.1],
-            "mean_accuracy": [0.9, 0.6], "draws": 4, "layers": [layer], "units": [4], "layer_epsilon": [[0.05, 0.3]],
-            "layer_epsilon_stderr": [[0.01, 0.02]]}  # fmt: skip
     told = {"value": 0.5, "low": 0.4, "high": 0.6}
     path = {"loss": [0.2, 0.5, 0.3], "loss_low": [0.1, 0.4, 0.2], "loss_high": [0.3, 0.6, 0.4]}
     pair = {"permutation": layer, "first": 0, "second": 1, "cosine": 0.9, "norms": [1.0, 1.0], "correlation": 0.8,
             "active": [0.5, 0.5], "state": "dead in both"}  # fmt: skip
     values: dict[str, Any] = {
-        "checkpoints": list(names), "examples": 40, "test_examples": 20, "batch_norm": "measured anew",
+        "checkpoints": list(names), "examples": 40, "test_examples": 20, "looked_at": 30, "batch_norm": "measured anew",
         "definition": "git_rebasin", "lambda": LAMBDAS, **lines(), **lines("test_", 0.1),
         "uncorrected": {key: {stage: row for stage, row in each.items() if stage != "repaired"}
                         for key, each in lines(more=0.5).items()},
@@ -84,15 +88,19 @@ def result(
                                "barrier": {"naive": dict.fromkeys(NAMES, 1.0)}}, "gain": 0.7},
         "curve": {"kind": "bezier", "bends": 1, "t": [0, 0.5, 1], **path, "test_loss": [0.3, 0.6, 0.4],
                   "summary": {"highest": told, "integral": told}, "length": 12.0, "straight_length": 9.0,
-                  "arclength": [0, 6, 12], "places": [[0, 0], [4.5, 3], [9, 0]], "aside": [0, 0, 0]},
-        "dropout": {"first": thin, "second": thin},
+                  "arclength": [0, 6, 12], "places": [[0, 0], [4.5, 3], [9, 0]], "aside": [0, 0, 0],
+                  "plane": {"x": [0, 9], "y": [0, 3], "error": 0.002, "points": 4}},
+        "dropout": {"first": thinned(layer), "second": thinned(layer)},
         "dropout_path": {"labels": [f"{layer} A", "B", f"{layer} C"], "segment": [0, 1, 2], **path, "highest": 0.5},
-        "soups": {"rows": [{"soup": "soup", "what": "average", "chosen": [0, 1], "loss": 0.3}],
-                  "alone": [{"checkpoint": names[0], "loss": 0.2}]},
+        "soups": {"rows": [{"soup": "soup", "what": "average", "chosen": [0, 1], "loss": 0.3, "loss_low": 0.2,
+                            "loss_high": 0.5}],
+                  "alone": [{"checkpoint": names[0], "loss": 0.2, "loss_low": 0.1, "loss_high": 0.3}]},
         "matrix": matrix([*names, "three.pt"]),
     }  # fmt: skip
     arrays = {
         f"pairs_{layer}": np.array([[0.1, 0.2, np.nan, 0.0], [0.7, 0.9, np.nan, 0.8], [np.nan] * 4]),
         f"permutation_{layer}": np.array([2, 0, 3, 1]),
+        "curve_plane": np.array([[0.2, 0.3], [0.5, 99.0]]),
+        "curve_plane_points": np.array([[0.0, 0.0], [9.0, 0.0]]),
     }
     return ModeConnectivityResult("mode_connectivity", card(), {**values, **changed}, arrays)

@@ -15,7 +15,8 @@ from probes.errors import ProbeError
 
 FIGURES = {
     "loss", "accuracy", "barriers", "restarts", "layers", "variance_ratio", "layer_barriers", "unit_pairs", "curve",
-    "curve_place", "dropout", "dropout_layers", "dropout_path", "matrix_before", "matrix_after", "dendrogram",
+    "curve_place", "curve_plane", "soups", "dropout", "dropout_layers", "dropout_path",
+    "matrix_before", "matrix_after", "dendrogram",
 }  # fmt: skip
 EARLY = ("checkpoints", "examples", "test_examples", "batch_norm", "definition", "lambda", "restarts", "matcher",
          "distance_naive", "permutations")  # fmt: skip
@@ -72,6 +73,7 @@ def test_bars_have_intervals_and_the_threshold() -> None:
     assert list(bars[0].y) == [0.8] * 3
     assert list(bars[0].error_y.array) == pytest.approx([0.02] * 3)
     assert list(bars[0].error_y.arrayminus) == pytest.approx([0.01] * 3)
+    assert named(figure, "counts as none up to 0.05").line.dash == "dash"
     (line,) = figure.layout.shapes
     assert line.y0 == line.y1 == 0.05
     edges = sorted((x + bar.offset, x + bar.offset + bar.width) for bar in bars for x in bar.x)
@@ -85,6 +87,13 @@ def test_a_barrier_that_is_not_finite_has_no_bar() -> None:
     changed = {f"barrier{end}": each for end, each in lost.items()}
     figure = result(**changed).figures()["barriers"]
     assert not [each for each in figure.data if each.name == "as they are"]
+
+
+def test_the_plane_is_drawn_to_half_again_what_the_ways_reach() -> None:
+    contour = result().figures()["curve_plane"].data[0]
+    top = 1.5 * (0.25 + 0.8)  # the naive line is highest
+    assert [list(row) for row in contour.z] == [[0.2, 0.3], [0.5, pytest.approx(top)]]
+    assert "0.2 % of its range" in result().figures()["curve_plane"].layout.title.subtitle.text
 
 
 def test_pairs_of_units_are_ordered_by_their_cosine_and_name_their_partners() -> None:

@@ -20,7 +20,6 @@ from torch import nn
 from probes.equivalence import check
 from probes.errors import ModelError
 from probes.families import family
-from probes.in_float64 import InFloat64
 from probes.objective import Objective
 from probes.permutations import Permutation, PermutationSpec, Use, drawn, identity
 
@@ -95,15 +94,14 @@ def test_wrong_specifications_are_refused_by_the_gate_naming_the_layer(name: str
     net, wrong = WRONG[name]
     objective = objective_of(net, "float32")
     layer = "bert.encoder.layer" if net == "bert" else "model.layers"
-    with InFloat64(), pytest.raises(ModelError, match=rf"by hand.* is refused.* the layer `{layer}\.\d\.(self_)?att"):
+    with pytest.raises(ModelError, match=rf"by hand.* is refused.* the layer `{layer}\.\d\.(self_)?att"):
         check(objective, wrong(spec_of(objective)))
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_gate_lets_every_family_pass(name: str) -> None:
     objective = objective_of(name, "float32")
-    with InFloat64():
-        assert check(objective, spec_of(objective), seeds=(0,)).error < 1e-10
+    assert check(objective, spec_of(objective), seeds=(0,)).error < 1e-10
 
 
 def small(module: nn.Module, *, pictures: bool = True) -> Objective:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from probes.layer_match import layer_barriers, layers_of, tensor_matches, variance_ratios
-from probes.layer_moments import Moments, moments_at
+from probes.layer_moments import moments_at
 from probes.objective import Objective
 from probes.paths import resamples
 from probes.permutations import Permutation, PermutationSpec, Use, drawn, identity, inverse, permuted
 from probes.points import between, point_from, point_of, tensors_of
+from probes.pool import Moments
 from probes.unit_pairs import Activity, activities, unit_pairs
 
 silent = lambda _share, _doing: None

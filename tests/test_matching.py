@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from curvature_oracles import batches
+from matching_oracles import TICK, attention, everything, heads_spec, mlp_spec, product_of, random_mlp, rows, units
 from torch import Tensor, nn
 
 from probes import matching as module
-from probes.assignment import Clock, best_assignment, solved
+from probes.assignment import best_assignment
 from probes.errors import ModelError
 from probes.matching import assigned_alike, distance_between, overall, weight_matching
 from probes.objective import Objective
@@ -21,46 +19,11 @@ from probes.permutations import (
     Permutation,
     PermutationSpec,
     Use,
-    composed,
     drawn,
     identity,
     permuted,
 )
 from probes.points import between, point_from
-
-TICK = lambda _share, _doing: None
-
-
-def rows(count: int, first: int = 0, slots: int = 1) -> np.ndarray:
-    return first + np.arange(count * slots).reshape(count, slots)
-
-
-def units(name: str, size: int, *places: tuple[str, int], **more: Any) -> Permutation:
-    return Permutation(name, size, tuple(Use(tensor, axis, rows(size)) for tensor, axis in places), **more)
-
-
-def mlp_spec(*widths: int, step: int = 1) -> PermutationSpec:
-    """Of a Sequential with a linear layer at every `step`-th place."""
-    places = lambda k: ((f"{step * k}.weight", 0), (f"{step * k}.bias", 0), (f"{step * (k + 1)}.weight", 1))
-    return PermutationSpec(tuple(units(f"p{k}", width, *places(k)) for k, width in enumerate(widths)), "by hand")
-
-
-def random_mlp(seed: int, *widths: int, inputs: int = 4, outputs: int = 3) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = (inputs, *widths, outputs)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    pairs = [(f"{k}.weight", draw(sizes[k + 1], sizes[k])) for k in range(len(sizes) - 1)]
-    return dict(pairs) | {f"{k}.bias": draw(sizes[k + 1]) for k in range(len(sizes) - 1)}
-
-
-def product_of(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    return sum(float((a[name] * b[name]).sum()) for name in a)
-
-
-def everything(spec: PermutationSpec) -> list[dict[str, np.ndarray]]:
-    """All permutations of a small specification."""
-    each = [[np.array(pi) for pi in permutations(range(one.size))] for one in spec]
-    return [dict(zip((one.name for one in spec), chosen, strict=True)) for chosen in product(*each)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -81,7 +44,7 @@ def test_restarts_keep_the_best_and_reach_the_best_of_all(seed: int) -> None:
     least = min(distance_between(a, permuted(b, spec, each), spec) for each in everything(spec))
     assert found.distance == pytest.approx(least, rel=1e-12)
     assert found.distance == min(each.distance for each in found.restarts)
-    assert [each.start for each in found.restarts[:3]] == ["identity", "fixed axes", "random"]
+    assert [each.start for each in found.restarts[:3]] == ["fixed axes", "identity", "random"]
     others = [each for each in found.restarts if each.distance > found.distance * (1 + 1e-9)]
     assert others and all(each.agreement < 1 for each in others), "here some starts end in a worse place"
 
@@ -91,10 +54,10 @@ def test_no_single_permutation_could_do_better_and_the_start_is_never_beaten(see
     widths = (6, 7, 5, 6)
     a, b, spec = random_mlp(seed, *widths), random_mlp(seed + 50, *widths), mlp_spec(*widths)
     start = drawn(spec, seed + 7)
-    for given, kind in ((None, "identity"), (start, "given")):
+    for given in (identity(spec), start):
         found = weight_matching(a, b, spec, restarts=1, start=given, tick=TICK)
-        assert found.restarts[0].start == kind and found.agreement is None
-        assert found.distance <= distance_between(a, permuted(b, spec, given or {}), spec)
+        assert found.restarts[0].start == "given" and found.agreement is None
+        assert found.distance <= distance_between(a, permuted(b, spec, given), spec)
         here = permuted(b, spec, found.found)
         for k, width in enumerate(widths):
             worth = a[f"{k}.weight"] @ here[f"{k}.weight"].T + torch.outer(a[f"{k}.bias"], here[f"{k}.bias"])
@@ -134,7 +97,7 @@ def test_side_by_side_is_one_after_the_other() -> None:
             here = permuted(here, spec, {names[place]: best_assignment(worth)})
         if product_of(a, here) <= before + 1e-12:
             break
-    found = weight_matching(a, b, spec, seed=5, restarts=1, tick=TICK)
+    found = weight_matching(a, b, spec, seed=5, restarts=1, start=identity(spec), tick=TICK)
     moved = permuted(b, spec, found.found)
     assert all(torch.equal(moved[name], here[name]) for name in here)
 
@@ -197,95 +160,6 @@ def test_the_counterexample_has_no_permutation_without_a_barrier() -> None:
         assert all(np.array_equal(pi, swap) for pi in found.found.values())
 
 
-def heads_spec(heads: int, width: int, group: int = 1) -> PermutationSpec:
-    """Heads of key and value with `group` query heads each, orders within free; a stream beside them."""
-    inner, slots = [], []
-    for head in range(heads):
-        place = rows(width, head * width)
-        query = (head * group * width + np.arange(group * width)).reshape(group, width)
-        names = [f"qk{head}", f"vo{head}"]
-        inner.append(Permutation(names[0], width, (Use("q", 0, query.T), Use("k", 0, place)), "within a head"))
-        inner.append(Permutation(names[1], width, (Use("v", 0, place), Use("o", 1, query.T)), "within a head"))
-        if group > 1:
-            names.append(f"queries{head}")
-            inner.append(Permutation(names[2], group, (Use("q", 0, query), Use("o", 1, query)), "query heads"))
-        slots.append(tuple(names))
-    queries = rows(heads, slots=group * width)
-    places = (Use("q", 0, queries), *(Use(name, 0, rows(heads, slots=width)) for name in "kv"), Use("o", 1, queries))
-    outer = Permutation("heads", heads, places, "heads", tuple(slots))
-    stream = Permutation(
-        "stream", 6, (*(Use(name, 1, rows(6)) for name in "qkv"), Use("o", 0, rows(6)), Use("e", 1, rows(6)))
-    )
-    return PermutationSpec((stream, outer, *inner), "by hand")
-
-
-def attention(seed: int, heads: int, width: int, group: int = 1) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    narrow, wide = heads * width, heads * width * group
-    return {"q": draw(wide, 6), "k": draw(narrow, 6), "v": draw(narrow, 6), "o": draw(6, wide), "e": draw(9, 6)}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_heads_with_what_lies_within_them_are_solved_exactly(seed: int) -> None:
-    a, b, spec = attention(seed, 3, 2), attention(seed + 50, 3, 2), heads_spec(3, 2)
-    only = PermutationSpec(tuple(each for each in spec if each.name != "stream"), "by hand")
-    best = solved(a, b, only, only["heads"], Clock())
-    every = [product_of(a, permuted(b, only, each)) for each in everything(only)]
-    assert product_of(a, permuted(b, only, best.then)) == pytest.approx(max(every), rel=1e-12)
-    assert best.gain == pytest.approx(max(every) - product_of(a, b), rel=1e-9)
-
-
-@pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize("seed", range(4))
-def test_planted_heads_query_heads_and_orders_within_are_found(seed: int, group: int) -> None:
-    a, spec = attention(seed, 4, 5, group), heads_spec(4, 5, group)
-    planted = drawn(spec, seed)
-    found = weight_matching(a, permuted(a, spec, planted), spec, seed=seed, tick=TICK)
-    back = composed(spec, planted, found.found)
-    assert found.distance == 0
-    assert all(np.array_equal(pi, np.arange(len(pi))) for pi in back.values())
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_query_heads_and_orders_that_share_tensors_come_near_the_best(seed: int) -> None:
-    a, b, spec = attention(seed, 2, 2, 2), attention(seed + 50, 2, 2, 2), heads_spec(2, 2, 2)
-    only = PermutationSpec(tuple(each for each in spec if each.name != "stream"), "by hand")
-    found = weight_matching(a, b, only, restarts=8, seed=seed, tick=TICK)
-    every = [distance_between(a, permuted(b, only, each), only) for each in everything(only)]
-    assert np.mean(np.array(every) < found.distance - 1e-9) < 0.01
-    assert found.distance < distance_between(a, b, only)
-
-
-def grouped_spec() -> PermutationSpec:
-    """Three groups of four channels between two grouped layers, free orders within each group; five units behind."""
-    within = [
-        Permutation(
-            f"within{g}", 4, (Use("one", 0, rows(4, 4 * g)), Use("two", 1, rows(4), rows=(0, 2 * g + np.arange(2))))
-        )
-        for g in range(3)
-    ]
-    behind = [
-        Permutation(f"behind{g}", 2, (Use("two", 0, rows(2, 2 * g)), Use("three", 1, rows(2, 2 * g)))) for g in range(3)
-    ]
-    uses = (Use("one", 0, rows(3, slots=4)), Use("two", 0, rows(3, slots=2)), Use("three", 1, rows(3, slots=2)))
-    inner = tuple((f"within{g}", f"behind{g}") for g in range(3))
-    return PermutationSpec((Permutation("groups", 3, uses, "groups", inner), *within, *behind), "by hand")
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_planted_groups_of_channels_are_found(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    a = {"one": torch.randn(12, 5, generator=generator), "two": torch.randn(6, 4, 3, generator=generator)}
-    a["three"] = torch.randn(5, 6, generator=generator)
-    spec = grouped_spec()
-    planted = drawn(spec, seed)
-    found = weight_matching(a, permuted(a, spec, planted), spec, tick=TICK)
-    assert found.distance == 0
-    back = composed(spec, planted, found.found)
-    assert all(np.array_equal(pi, np.arange(len(pi))) for pi in back.values())
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_both_axes_of_a_tensor(seed: int) -> None:
     """A layer from a stream to itself: the worth of a pair depends on the other pairs, yet no step may lose."""
@@ -294,7 +168,7 @@ def test_both_axes_of_a_tensor(seed: int) -> None:
     spec = PermutationSpec((units("stream", 8, ("in", 0), ("mix", 0), ("mix", 1)),), "by hand")
     a, b = ({"in": draw(8, 6), "mix": draw(8, 8)} for _ in range(2))
     apart = weight_matching(a, b, spec, tick=TICK, seed=seed)
-    assert apart.restarts[0].distance <= distance_between(a, b, spec) and apart.distance < distance_between(a, b, spec)
+    assert apart.restarts[1].distance <= distance_between(a, b, spec) and apart.distance < distance_between(a, b, spec)
     planted = drawn(spec, seed)
     found = weight_matching(a, permuted(a, spec, planted), spec, tick=TICK, seed=seed)
     assert found.distance == 0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from curvature_oracles import batches
+from matching_oracles import TICK, grouped_spec, mlp_spec, rows
 from scipy.optimize import linear_sum_assignment
-from test_matching import TICK, grouped_spec, mlp_spec, rows
 from torch import Tensor, nn
 
 from probes.matching_activations import Moments, activation_matching

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from curvature_oracles import batches
-from test_matching import TICK, everything, heads_spec, mlp_spec, rows
+from matching_oracles import TICK, everything, heads_spec, mlp_spec, rows
 from torch import Tensor, nn
 
 from probes.errors import ModelError
@@ -158,9 +158,9 @@ def test_straight_through_goes_on_where_it_was_cut_off() -> None:
     whole = straight_through(objective, a, b, spec, tick=TICK, **options)
     tick = Cut("epoch 2")
     with pytest.raises(KeyboardInterrupt):
-        straight_through(objective, a, b, spec, tick=tick, **options)
+        straight_through(objective, a, b, spec, tick=tick, store=tick, **options)
     tick.epochs = 0
-    again = straight_through(objective, a, b, spec, tick=tick, **options)
+    again = straight_through(objective, a, b, spec, tick=tick, store=tick, **options)
     assert tick.epochs == 2 and again.notes == whole.notes
     assert all(np.array_equal(again.found[name], whole.found[name]) for name in whole.found)
 

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from test_matching import TICK, attention, heads_spec, mlp_spec, random_mlp
+from matching_oracles import TICK, attention, heads_spec, mlp_spec, random_mlp
 
 from probes.errors import ModelError
 from probes.matching import distance_between, weight_matching
@@ -64,7 +64,7 @@ def test_at_the_end_none_would_move() -> None:
     moved = [permuted(each, spec, pi) for each, pi in zip(tensors, found, strict=True)]
     for place in range(3):
         mean = {k: torch.stack([each[k] for i, each in enumerate(moved) if i != place]).mean(0) for k in moved[0]}
-        still = weight_matching(mean, moved[place], spec, restarts=1, tick=TICK)
+        still = weight_matching(mean, moved[place], spec, restarts=1, start=identity(spec), tick=TICK)
         assert all(np.array_equal(pi, np.arange(5)) for pi in still.found.values())
 
 

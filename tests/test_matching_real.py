@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from curvature_oracles import batches
-from test_matching import TICK, rows
+from matching_oracles import TICK, rows
 from torch import Tensor, nn
 
 from probes.checkpoint import read_checkpoint

@@ -10,8 +10,10 @@ from curvature_oracles import batches, cnn, dense_hessian, gpt, mean_loss, mlp
 from torch import nn
 from torch.nn import functional
 
+from probes import objective as objectives
 from probes.errors import DataError, ObjectiveError
 from probes.objective import Objective
+from probes.strict import strict
 
 
 @pytest.mark.parametrize("net", [mlp, cnn, gpt])
@@ -201,3 +203,22 @@ def test_the_oracle_knows_a_closed_form() -> None:
     net, x, y = nn.Linear(2, 1, bias=False), torch.randn(6, 2), torch.randn(6, 1)
     H = dense_hessian(net, batches(x, y.double()), lambda out, y: ((out - y) ** 2).mean())
     torch.testing.assert_close(torch.from_numpy(H), (2 * x.T @ x / 6).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_automatic_micro_batch_fits_the_caches_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = nn.Sequential(nn.Linear(6, 100), nn.Tanh(), nn.Linear(100, 3)), torch.randn(40, 6), torch.arange(40) % 3
+    whole = Objective.of(net, batches(x, y), "cross_entropy", device="cpu")
+    assert whole.micro_batch == 40
+    monkeypatch.setattr(objectives, "ON_CPU", 20_000)
+    cut = Objective.of(net, batches(x, y), "cross_entropy", device="cpu")
+    assert 1 < cut.micro_batch < 40
+    assert cut.evaluate().loss == pytest.approx(whole.evaluate().loss, rel=1e-6)
+
+
+def test_attention_is_fused_where_nothing_is_differentiated() -> None:
+    was = torch.backends.cuda.flash_sdp_enabled()
+    with strict():
+        assert not torch.backends.cuda.flash_sdp_enabled()
+    with torch.no_grad(), strict():
+        assert torch.backends.cuda.flash_sdp_enabled() == was
+    assert was and torch.backends.cuda.math_sdp_enabled()

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from probes.errors import ModelError
 from probes.objective import Objective
-from probes.points import at, between, combined, distance, point_of
+from probes.points import Point, at, between, combined, distance, point_of
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -92,3 +92,15 @@ def test_losses_that_are_not_finite_can_be_asked_for() -> None:
     here = objective(net(), *data())
     far = here.moved([each * 1e200 for each in here.theta])
     assert not np.isfinite(far.tallied(finite=False).losses.numpy()).all()
+
+
+def test_masks_of_infinities_stay_what_they_are() -> None:
+    mask = torch.tensor([0.0, -torch.inf])
+    one = Point((torch.tensor([1.0]),), {"mask": mask})
+    other = Point((torch.tensor([3.0]),), {"mask": mask.clone()})
+    for alpha in (-0.5, 0.0, 0.25, 1.0, 1.5):
+        found = between(one, other, alpha)
+        assert torch.equal(found.buffers["mask"], mask)
+        assert float(found.theta[0]) == pytest.approx(1 + 2 * alpha)
+    clash = between(one, Point(one.theta, {"mask": -mask}), 0.5).buffers["mask"]
+    assert torch.isnan(clash[1]), "infinities that differ have no mean"

@@ -248,7 +248,7 @@ def test_large_activations_are_pooled_in_pieces(monkeypatch: pytest.MonkeyPatch)
 
     one, _ = pair(mixed, images())
     whole = moments_at(one, point_of(one))
-    monkeypatch.setattr(probes.layer_moments, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(probes.pool, "CHUNK_BYTES", 1)
     for name, each in moments_at(one, point_of(one)).items():
         np.testing.assert_allclose(each.mean, whole[name].mean, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(each.variance, whole[name].variance, rtol=1e-10)

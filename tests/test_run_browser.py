@@ -36,13 +36,7 @@ def series(chromium: Browser, app: Server, real: Path, tmp_path_factory: pytest.
     about = ui.step(tab, "checkpoints").get_by_text("Training run: 5 checkpoints, epoch 0 to 200 (from the files)")
     expect(about).to_be_visible(timeout=ui.LATE)
     expect(ui.success(ui.step(tab, "model")).first).to_contain_text("Conv2d", timeout=ui.LATE)
-    mnist = real / "mnist"
-    ui.upload(tab, "data", mnist / "t10k-images-idx3-ubyte.gz", mnist / "t10k-labels-idx1-ubyte.gz")
-    for name in ("t10k-images", "t10k-labels"):
-        expect(ui.on_bench(tab, "data", name)).to_be_visible(timeout=ui.SOON)
-    ui.ready(tab)
-    ui.fill(tab, "Examples", "200")
-    ui.press(tab, "Use this data")
+    ui.use_mnist(tab, real, 200)
     expect(ui.step(tab, "gate")).to_contain_text("epoch-200.pt", timeout=ui.LATE)  # the last in time is judged
     opened.close()
     return f"{app.url}/{{}}?bench=series"

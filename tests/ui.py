@@ -62,6 +62,17 @@ def on_bench(page: Page, kind: str, text: str) -> Locator:
     return step(page, kind).locator("[data-tag]").filter(has_text=text).last
 
 
+def use_mnist(page: Page, real: Path, examples: int) -> None:
+    """Bring the real images of digits to the bench, and use so many of them."""
+    files = [real / "mnist" / f"t10k-{each}-ubyte.gz" for each in ("images-idx3", "labels-idx1")]
+    upload(page, "data", *files)
+    for file in files:
+        expect(on_bench(page, "data", file.name)).to_be_visible(timeout=SOON)
+    ready(page)
+    fill(page, "Examples", str(examples))
+    press(page, "Use this data")
+
+
 def fill(page: Page, label: str, value: str) -> None:
     """Write into a field."""
     field = page.get_by_label(label, exact=True).first
@@ -81,6 +92,19 @@ def press_until(page: Page, name: str, outcome: Locator) -> None:
         press(page, name)
         try:
             expect(outcome).to_be_visible(timeout=SOON)
+        except AssertionError:
+            continue
+        return
+    expect(outcome).to_be_visible(timeout=SOON)
+
+
+def unfold(page: Page, words: str, outcome: Locator) -> None:
+    """Open a folded part of the page: one that is redrawn just then folds again."""
+    for _ in range(4):
+        ready(page)
+        page.get_by_text(words).first.click()
+        try:
+            expect(outcome).to_be_visible(timeout=SOON // 4)
         except AssertionError:
             continue
         return

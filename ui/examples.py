@@ -43,8 +43,9 @@ Example = Mapping[str, Any]
 
 def draw(job: Job, result: Result) -> None:
     """Draw the examples to check; nothing where the result names none."""
-    found: Sequence[Example] = result.values.get("examples") or ()
-    if not found:
+    given = result.values.get("examples")
+    found: Sequence[Example] = given if isinstance(given, list) else ()
+    if not found or not isinstance(found[0], Mapping):  # of a pair it is their number
         return
     st.subheader(as_text(result.values.get("examples_title") or "Examples to check"), anchor=False)
     at = " and ".join(dict.fromkeys(str(each["checkpoint"]) for each in found if each.get("checkpoint")))

@@ -1,27 +1,18 @@
-"""The numbers that stand above the figures of a series' result, each with its error."""
+"""The numbers that stand above the figures of a result, each with its error."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
+from ui import pair_numbers
+from ui.cells import Cell
 from ui.text import as_text, number, percent, with_error
 
 Values = Mapping[str, Any]
 ROW = 4
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number. text: written here, never from a file; help and note (in small print below): raw text."""
-
-    label: str
-    text: str
-    help: str = ""
-    note: str = ""
 
 
 def draw(analyzer: str, values: Values) -> None:
@@ -119,6 +110,9 @@ def _between(low: Any, high: Any) -> str:
 CELLS: Mapping[str, Callable[[Values], list[Cell]]] = {
     "gradient_alignment": _alignment,
     "gradient_statistics": _statistics,
+    "grafting": pair_numbers.grafting,
     "layer_rotation": _rotation,
+    "loss_path": pair_numbers.loss_path,
+    "mode_connectivity": pair_numbers.connectivity,
     "opposing_signals": _opposing,
 }

@@ -23,7 +23,8 @@ def draw(job: Job, result: Result, analyzer: type[Analyzer]) -> None:
     offered = analyzer.merges(result)
     if not offered:
         return
-    with st.expander("Make a checkpoint of this", icon=":material/merge:"):
+    asked = any(st.session_state.get(f"merging-{job.id}-{key}") for key in offered)
+    with st.expander("Make a checkpoint of this", icon=":material/merge:", expanded=asked):
         which = st.selectbox("Checkpoint", list(offered), format_func=lambda key: offered[key], key=f"merge-{job.id}")
         wanted = f"merging-{job.id}-{which}"
         help = "The worker makes it as safetensors, with the names that the checkpoints have."

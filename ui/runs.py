@@ -184,6 +184,9 @@ def question(asked: Analyzer, what: Laid, checkpoints: Sequence[str]) -> JobSpec
     """Ask an analyzer about checkpoints of the bench."""
     names = [name_of(each) for each in checkpoints]
     about = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)} checkpoints)"
+    if asked.roles and len(names) > 1:
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        about = f"{names[0]} and {names[1]}{more}"
     title = f"{asked.title}: {about}"
     if not isinstance(what, Ready):
         return analysis(asked, checkpoints, None, None, None, title)

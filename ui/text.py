@@ -8,21 +8,22 @@ import time
 from collections.abc import Iterable
 
 JOINER = "\u2060"  # invisible; keeps `:name:` from becoming an icon and `www.` from becoming a link
-LONGEST = 400
+LONGEST = 400  # characters
+LONGEST_SENTENCE = 2000  # of sentences of our own, which may name things from files
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^=@\"'])")
 _TRIGGERS = re.compile(r"(:(?=\\?[\w+/-])|@|www(?=\\?\.)|-(?=\\?[->])|<(?=\\?-))", re.IGNORECASE)
 
 
-def as_text(value: object) -> str:
+def as_text(value: object, longest: int = LONGEST) -> str:
     """Escape a text for Streamlit's Markdown, which stays one line: no links, colours, icons, formulas or HTML."""
     text = "".join(each if each.isprintable() else ("�" if each not in "\r\n\t" else " ") for each in str(value))
-    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return _TRIGGERS.sub(rf"\1{JOINER}", _PUNCTUATION.sub(r"\\\1", text))
 
 
 def as_list(sentences: Iterable[object]) -> str:
     """Write texts as a Markdown list."""
-    return "\n".join(f"- {as_text(each)}" for each in sentences)
+    return "\n".join(f"- {as_text(each, LONGEST_SENTENCE)}" for each in sentences)
 
 
 def number(value: object, digits: int = 4) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from ui.text import as_list, as_text
+from ui.text import LONGEST_SENTENCE, as_list, as_text
 
 GOOD = ("same_basin", "same_after_permutation", "same_after_repair")
 BETWEEN = ("connected_by_curve",)
@@ -21,13 +21,13 @@ def draw(values: Mapping[str, Any]) -> None:
     name, firm = values.get("verdict"), bool(values.get("verdict_firm", True))
     with st.container(key="verdict"):
         if not firm:
-            st.warning(as_text(sentence), icon=":material/help:")
+            st.warning(as_text(sentence, LONGEST_SENTENCE), icon=":material/help:")
         elif name in GOOD:
-            st.success(as_text(sentence), icon=":material/check_circle:")
+            st.success(as_text(sentence, LONGEST_SENTENCE), icon=":material/check_circle:")
         elif name in BETWEEN:
-            st.info(as_text(sentence), icon=":material/route:")
+            st.info(as_text(sentence, LONGEST_SENTENCE), icon=":material/route:")
         else:
-            st.error(as_text(sentence), icon=":material/block:")
+            st.error(as_text(sentence, LONGEST_SENTENCE), icon=":material/block:")
         if values.get("verdict_evidence"):
             with st.expander("What the verdict rests on", icon=":material/fact_check:"):
                 st.markdown(as_list(values["verdict_evidence"]))

@@ -27,8 +27,21 @@ def _layer(result: Result) -> View:
     names = [name.removeprefix("pairs_") for name in result.arrays if name.startswith("pairs_")]
     if len(names) < 2:
         return {}
-    told = "Whose units, in pairs, the last of the figures of layers shows."
-    return {"layer": st.selectbox("Units of", names, key="layer", bind="query-params", help=told)}
+    told = "The figure “Pairs of units” shows these: cosine and correlation of each unit and its partner."
+    return {
+        "layer": st.selectbox(
+            "Layer whose units are drawn in pairs", names, key="layer", bind="query-params", help=told
+        )
+    }
 
 
-VIEWS: Mapping[str, Callable[[Result], View]] = {"layer_rotation": _random_walk, "mode_connectivity": _layer}
+def _log(_result: Result) -> View:
+    told = "What lies near zero shows; what is drawn stays the same."
+    return {"log": st.toggle("Losses on a logarithmic axis", key="log", bind="query-params", help=told)}
+
+
+VIEWS: Mapping[str, Callable[[Result], View]] = {
+    "layer_rotation": _random_walk,
+    "loss_path": _log,
+    "mode_connectivity": _layer,
+}

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from probes.tracing.moving import LARGEST
-from probes.tracing.rules import NoRule, Step, rule_for
-from probes.tracing.values import Shape, Value, pinned
+from probes.tracing.rules import Step
+from probes.tracing.rules_of_layers import rule_for
+from probes.tracing.values import NoRule, Shape, Value, pinned
 from probes.tracing.wires import Atom, Wires
 
 _KNOWN = 1 << 22  # elements of a constant that is computed
@@ -23,11 +23,15 @@ class Program:
     """A model written down: its operations, and what each placeholder stands for.
 
     tensors: placeholder -> the name of a parameter or buffer. constants: placeholder or attribute -> its numbers.
+    kernels: the names of convolutions' weights, whose axes from the third on are places. fixed: the names of buffers
+    that are no statistics: tables and masks, the same in every checkpoint.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
+    kernels: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -53,6 +57,7 @@ def follow(program: Program) -> Followed:
         elif node.op == "output":
             for each in node.all_input_nodes:
                 pinned(found.wires, *_tensors(_seen(found.wires, held[each])))
+    found.makers |= {name: "conv" for name in program.kernels if name not in found.makers}
     return found
 
 
@@ -62,11 +67,14 @@ class _Named:
 
     name: str
     shape: Shape
+    kernel: bool
+    fixed: bool
 
 
 def _placeholder(program: Program, node: fx.Node) -> Any:
     if node.name in program.tensors and isinstance(node.meta.get("val"), Tensor):
-        return _Named(program.tensors[node.name], tuple(node.meta["val"].shape))
+        name = program.tensors[node.name]
+        return _Named(name, tuple(node.meta["val"].shape), name in program.kernels, name in program.fixed)
     if node.name in program.constants:
         return _constant(program.constants[node.name])
     return _plain(node.meta.get("val"))
@@ -75,8 +83,13 @@ def _placeholder(program: Program, node: fx.Node) -> Any:
 def _constant(tensor: Tensor | None) -> Value:
     if tensor is None:
         return Value(())
-    equal = frozenset(axis for axis in range(tensor.ndim) if bool((tensor == tensor.narrow(axis, 0, 1)).all()))
+    equal = frozenset(axis for axis in range(tensor.ndim) if bool((tensor == tensor[_first(axis)]).all()))
     return Value(tuple(tensor.shape), (), equal, tensor)
+
+
+def _first(axis: int) -> tuple[slice, ...]:
+    """Take the first along an axis, as a slice; nothing where there is none."""
+    return (*[slice(None)] * axis, slice(0, 1))
 
 
 def _plain(val: Any) -> Any:
@@ -86,7 +99,7 @@ def _plain(val: Any) -> Any:
     return [_plain(each) for each in val] if isinstance(val, list | tuple) else val
 
 
-def _called(found: Followed, held: Mapping[fx.Node, Any], node: fx.Node) -> Any:
+def _called(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> Any:
     target: Any = node.target
     if target is operator.getitem:
         listed, place = held[node.args[0]], node.args[1]  # type: ignore[index]
@@ -102,22 +115,45 @@ def _called(found: Followed, held: Mapping[fx.Node, Any], node: fx.Node) -> Any:
     names = [each.name for each in target._schema.arguments]
     given = {**kwargs, **dict(zip(names, args, strict=False))}
     step = _step(found, held, node, {name: each for name, each in given.items() if each is not None})
-    largest = max((int(torch.Size(each.shape).numel()) for each in values), default=0)
     rule = rule_for(target)
-    if rule is None or largest > LARGEST:
+    if isinstance(node.meta.get("val"), Tensor) and not node.meta["val"].numel():
+        return _plain(node.meta["val"])  # nothing in it to follow
+    if rule is None:
         return _unknown(found, node, values)
     try:
-        return rule(step)
-    except NoRule:
+        result = rule(step)
+    except (NoRule, RuntimeError, ValueError, IndexError, TypeError, KeyError):  # arguments that nobody foresaw
         return _unknown(found, node, values)
+    if target._schema.is_mutable:
+        _spoil(found, held, node)
+    return result
+
+
+def _spoil(found: Followed, held: dict[fx.Node, Any], node: fx.Node) -> None:
+    """Leave in its place what is written to through a view of it."""
+    args: Any = node.args
+    view: Any = args[0]
+    while isinstance(view, fx.Node) and view.op == "call_function" and _is_view(view.target):
+        args = view.args
+        view = args[0]
+        if isinstance(view, fx.Node):
+            pinned(found.wires, *_tensors(_seen(found.wires, held[view])))
+            pinned(found.wires, *_tensors([_seen(found.wires, held[each]) for each in node.all_input_nodes]))
+            held[view] = _plain(view.meta.get("val"))
+
+
+def _is_view(target: Any) -> bool:
+    returns: Any = target._schema.returns if hasattr(target, "_schema") else ()
+    return bool(returns) and returns[0].alias_info is not None and not target._schema.is_mutable
 
 
 def _step(found: Followed, held: Mapping[fx.Node, Any], node: fx.Node, given: Mapping[str, Any]) -> Step:
     val = node.meta.get("val")
     first = val[0] if isinstance(val, list | tuple) else val
     weight = _weight(held, node)
-    if weight and given.get("groups", 1) == 1:
-        found.makers.setdefault(weight, node.target._schema.name.removeprefix("aten::"))  # type: ignore[union-attr]
+    if weight:
+        name = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+        found.makers.setdefault(weight, name if given.get("groups", 1) == 1 else "")
     return Step(found.wires, node.target, given, tuple(getattr(first, "shape", ())), node.name, weight)
 
 
@@ -140,9 +176,12 @@ def _seen(wires: Wires, held: Any) -> Any:
 def _with_wires(wires: Wires, named: _Named) -> Value:
     components = []
     for axis, size in enumerate(named.shape):
-        if size > 1:
+        if size > 1 and not (named.kernel and axis > 1):
             sizes = [size if each == axis else 1 for each in range(len(named.shape))]
-            components.append(wires.atoms(Atom(named.name, axis), size).reshape(sizes))
+            labels = wires.atoms(Atom(named.name, axis), size).reshape(sizes)
+            components.append(labels)
+            if named.fixed:
+                wires.pin(labels)
     return Value(named.shape, tuple(components))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.tracing.values import Shape, Value, joined, pinned, settled, squeezed, support
+from probes.tracing.values import NoRule, Shape, Value, joined, pinned, settled, squeezed, support
 from probes.tracing.wires import HOLE, Birth, Labels, Wires
 
 LARGEST = 1 << 26  # elements of a tensor that is followed one by one
@@ -18,17 +18,19 @@ LARGEST = 1 << 26  # elements of a tensor that is followed one by one
 
 def moved(wires: Wires, value: Value, run: Callable[[Tensor], Any], where: str) -> list[Value]:
     """Follow the elements of a tensor through an operation that only moves them; holes are what it fills in."""
+    if int(np.prod(value.shape)) > LARGEST:
+        raise NoRule
     numbers = torch.arange(int(np.prod(value.shape))).view(value.shape)
     for axis in value.equal:
         numbers = numbers.narrow(axis, 0, 1)
-    outputs = run(numbers.expand(value.shape))
+    outputs = run(numbers.expand(value.shape).contiguous())
     tensors = outputs if isinstance(outputs, list | tuple) else [outputs]
     return [_landed(wires, value, each.numpy(), where) for each in tensors]
 
 
 def joined_along(wires: Wires, values: Sequence[Value], axis: int, where: str) -> Value:
     """Concatenate tensors along an axis."""
-    values = [each for each in values if each.shape != (0,)]
+    values = [each for each in values if 0 not in each.shape]
     axis %= len(values[0].shape)
     sizes = values[0].shape
     shape = (*sizes[:axis], sum(each.shape[axis] for each in values), *sizes[axis + 1 :])

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.tracing.contractions import attention, convolution, embedding, linear, matmul
 from probes.tracing.moving import joined_along, moved
-from probes.tracing.values import Shape, Value, fixed, joined, pinned, reduced, spread
+from probes.tracing.values import NoRule, Shape, Value, joined, pinned, spread
 from probes.tracing.wires import Wires
 
 
@@ -58,12 +57,6 @@ def rule(names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def rule_for(target: Any) -> Rule | None:
-    """Return the rule of an operation, None where there is none."""
-    found = RULES.get(target._schema.name)
-    return elementwise if found is None and torch.Tag.pointwise in target.tags else found
-
-
 @rule(
     "clone contiguous detach alias dropout feature_dropout alpha_dropout _to_copy to type_as relu6 hardswish gelu "
     "_assert_tensor_metadata lift_fresh_copy where masked_fill sub rsub add addcmul addcdiv lerp softplus mish selu "
@@ -81,7 +74,7 @@ def elementwise(step: Step) -> Value:
     "view _unsafe_view reshape permute transpose t slice select unsqueeze squeeze expand expand_as repeat split "
     "split_with_sizes chunk tensor_split unbind flip roll constant_pad_nd pixel_shuffle pixel_unshuffle "
     "channel_shuffle unfold narrow movedim repeat_interleave flatten unflatten view_as reshape_as swapaxes "
-    "numpy_T mT as_strided index_select index diagonal rot90 im2col tile broadcast_to select_copy slice_copy view_copy "
+    "numpy_T mT index_select index diagonal rot90 im2col tile broadcast_to select_copy slice_copy view_copy "
     "unsafe_split unsafe_chunk fliplr flipud"
 )
 def moving(step: Step) -> Value | list[Value]:
@@ -89,10 +82,16 @@ def moving(step: Step) -> Value | list[Value]:
     name = next(key for key in ("self", "input") if key in step.given)
     value: Value = step.given[name]
     others = [each for each in step.values() if each is not value]
-    if any(each.known is None for each in others) and "_as" not in step.target._schema.name:
+    if "dtype" in step.given or (any(each.known is None for each in others) and "_as" not in step.target._schema.name):
         return left(step)
     found = moved(step.wires, value, lambda numbers: step.target(**_numbers(step, name, numbers)), step.where)
     return found if isinstance(step.target._schema.returns[0].type, torch.ListType) else found[0]
+
+
+@rule("new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like")
+def constant(step: Step) -> Value:
+    """Make a constant of a tensor's kind, whose numbers do not count."""
+    return Value(step.shape, (), frozenset(range(len(step.shape))))
 
 
 @rule("cat concat")
@@ -137,157 +136,10 @@ def copied(step: Step) -> Value:
     return joined(step.wires, [source, Value(step.shape, (), frozenset(range(len(step.shape))))])
 
 
-@rule("linear")
-def _linear(step: Step) -> Value:
-    return linear(step.wires, step["input"], step["weight"], step["bias"])
-
-
-@rule("matmul mm bmm mv dot")
-def _matmul(step: Step) -> Value:
-    return matmul(step.wires, step["self"], step.value("other", "mat2", "vec", "tensor"))
-
-
-@rule("addmm baddbmm")
-def _addmm(step: Step) -> Value:
-    product = matmul(step.wires, step.value("mat1", "batch1"), step.value("mat2", "batch2"))
-    return joined(step.wires, [product, step["self"]])
-
-
-@rule("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
-def _convolution(step: Step) -> Value | list[Value]:
-    inputs, name = step.value("input"), step.target._schema.name
-    transposed = bool(step["transposed"]) or "transpose" in name
-    if len(inputs.shape) != len(step["weight"].shape):
-        return left(step)
-    options: dict[str, Any] = {"groups": step["groups"] or 1, "transposed": transposed, "name": step.weight}
-    return convolution(step.wires, inputs, step["weight"], step["bias"], step.shape, **options)
-
-
-@rule("embedding")
-def _embedding(step: Step) -> Value:
-    return embedding(step.wires, step["weight"], step["indices"])
-
-
-@rule("scaled_dot_product_attention")
-def _attention(step: Step) -> Value:
-    parts = [step["query"], step["key"], step["value"]]
-    return attention(step.wires, parts, step["attn_mask"], step.where, shared=bool(step["enable_gqa"]))
-
-
-@rule(
-    "batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm instance_norm prelu "
-    "_prelu_kernel"
-)
-def channelwise(step: Step) -> Value | list[Value]:
-    """Apply numbers of each channel to it."""
-    inputs, *others = step.values()
-    name = step.target._schema.name
-    if "instance" in name:
-        inputs = joined(step.wires, [inputs, reduced(step.wires, inputs, range(2, len(inputs.shape)))])
-    ndim = len(inputs.shape)
-    wide = [each if len(each.shape) == ndim else spread(each, [0, *range(2, ndim)]) for each in others if ndim > 1]
-    found = joined(step.wires, [inputs, *wide])
-    return [found, Value((0,)), Value((0,))] if "native" in name or "cudnn" in name else found
-
-
-@rule("layer_norm rms_norm native_layer_norm")
-def normalised(step: Step) -> Value | list[Value]:
-    """Normalise over the last axes, then scale each position."""
-    inputs, *others = step.values()
-    axes = range(-len(step["normalized_shape"]), 0)
-    found = joined(step.wires, [inputs, reduced(step.wires, inputs, axes), *others])
-    return [found, Value((0,)), Value((0,))] if "native" in step.target._schema.name else found
-
-
-@rule("group_norm native_group_norm")
-def group_normalised(step: Step) -> Value | list[Value]:
-    """Normalise over groups of channels: channels stay within theirs."""
-    inputs, *others = step.values()
-    groups, channels = step.given.get("num_groups", step["group"]), inputs.shape[1]
-    parts = moved(step.wires, inputs, lambda each: each.unflatten(1, (groups, channels // groups)), step.where)[0]
-    parts = joined(step.wires, [parts, reduced(step.wires, parts, range(2, len(parts.shape)))])
-    whole = moved(step.wires, parts, lambda each: each.flatten(1, 2), step.where)[0]
-    wide = [spread(each, [0, *range(2, len(inputs.shape))]) for each in others]
-    found = joined(step.wires, [whole, *wide])
-    return [found, Value((0,)), Value((0,))] if "native" in step.target._schema.name else found
-
-
-@rule("softmax _softmax log_softmax _log_softmax softmin ")
-def softened(step: Step) -> Value:
-    """Normalise over an axis."""
-    inputs = step.value("self", "input")
-    return joined(step.wires, [inputs, reduced(step.wires, inputs, [step["dim"]])])
-
-
-@rule("mean sum amax amin var std prod logsumexp linalg_vector_norm norm all any var_mean std_mean nansum max min")
-def summed(step: Step) -> Value | list[Value]:
-    """Sum over axes, or the like: what lies along them may be in any order."""
-    if "other" in step.given:
-        return elementwise(step)
-    inputs = step.value("self", "input")
-    axes = step["dim"]
-    axes = range(len(inputs.shape)) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
-    found = reduced(step.wires, inputs, list(axes), keep=bool(step["keepdim"]))
-    several = len(step.target._schema.returns) > 1
-    if several and "mean" not in step.target._schema.name:
-        return left(step)  # where the largest lies is a place
-    return [found, found] if several else found
-
-
-@rule(
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d max_pool2d_with_indices "
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d "
-    "upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d "
-    "reflection_pad2d replication_pad1d replication_pad2d replication_pad3d reflection_pad3d grid_sampler "
-    "grid_sampler_2d lp_pool2d adaptive_max_pool3d"
-)
-def pooled(step: Step) -> Value | list[Value]:
-    """Work within each channel: pixels stay, channels pass."""
-    inputs, *others = step.values()
-    pinned(step.wires, *others)
-    spatial = range(2, len(step.shape)) if len(step.shape) > 2 else range(1, len(step.shape))
-    still = fixed(step.wires, inputs, spatial)
-    found = Value(step.shape, still.components)
-    return [found, found] if len(step.target._schema.returns) > 1 else found
-
-
-@rule("pad")
-def padded(step: Step) -> Value | list[Value]:
-    """Pad with a constant by following the elements, else within each channel."""
-    return moving(step) if step["mode"] in (None, "constant") else pooled(step)
-
-
-@rule("glu")
-def gated(step: Step) -> Value:
-    """Multiply one half by the sigmoid of the other."""
-    axis = -1 if step["dim"] is None else step["dim"]
-    return joined(step.wires, moved(step.wires, step["self"], lambda each: each.chunk(2, axis), step.where))
-
-
-@rule("cumsum cumprod logcumsumexp")
-def ordered(step: Step) -> Value | list[Value]:
-    """Work along one axis, whose order counts."""
-    found = fixed(step.wires, step.value("self", "input"), [step["dim"]])
-    return [found, found] if len(step.target._schema.returns) > 1 else found
-
-
-@rule("_weight_norm")
-def weight_normalised(step: Step) -> Value:
-    """Give each slice of a weight its own length."""
-    weight = step.value("v")
-    others = [axis for axis in range(len(weight.shape)) if axis != (step["dim"] or 0)]
-    return joined(step.wires, [weight, step["g"], reduced(step.wires, weight, others)])
-
-
 def left(step: Step) -> Value | list[Value]:
     """Leave what enters an operation in its place; the results start anew, each position in its own place."""
     pinned(step.wires, *step.values())
     raise NoRule
-
-
-class NoRule(Exception):
-    """An operation has no rule for these arguments; what enters it has been pinned."""
 
 
 def _numbers(step: Step, name: str, numbers: Tensor) -> dict[str, Any]:
@@ -299,6 +151,6 @@ def _numbers(step: Step, name: str, numbers: Tensor) -> dict[str, Any]:
         return [concrete(each) for each in given] if isinstance(given, list | tuple) else given
 
     given = {key: concrete(each) for key, each in step.given.items() if key != name}
-    if "value" in given:
+    if "pad" in step.target._schema.name:
         given["value"] = -1
     return {**given, name: numbers}

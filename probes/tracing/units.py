@@ -64,7 +64,7 @@ class _Tree:
         """Return what lies within a class: slots by key, then members by their looks and places."""
         slots = [each for _, each in sorted(self.slots.get(one, ()))]
         members = sorted(self.members.get(one, ()), key=lambda each: (self.look(each), self.first(each)))
-        return [*slots, *members]
+        return list(dict.fromkeys([*slots, *members]))
 
     def first(self, one: int) -> list[tuple[Spot, int]]:
         """Return where a class comes first."""
@@ -105,10 +105,18 @@ def permutations_of(
         found.setdefault((tree.groups.get(one, ()), tree.look(one)), []).append(one)
     buckets: dict[int, list[list[int]]] = {}
     for (groups, _), units in found.items():
-        if len(units) > 1:
+        if len(units) > 1 and not _idle(tree, makers, units[0]):
             buckets.setdefault(groups[0] if groups else -1, []).append(sorted(units, key=tree.first))
     _promote(tree, buckets)
     return list(_written(tree, _Names(tensors, counted, makers), buckets, -1, {}))
+
+
+def _idle(tree: _Tree, makers: Mapping[str, str], one: int) -> bool:
+    """Tell whether a unit is a constant that weights read, and nothing else."""
+    if one not in tree.births:
+        return False
+    read = [(tree.rows[spot].tensor, spot[1]) for spot in tree.positions(one)]
+    return all(tensor in makers and axis != _made_axis(makers[tensor]) for tensor, axis in read)
 
 
 def _promote(tree: _Tree, buckets: dict[int, list[list[int]]]) -> None:
@@ -133,7 +141,7 @@ def _written(
 ) -> Iterator[Permutation]:
     """Yield the permutations within a group (-1: of the whole model), each followed by those within its units."""
     for place, units in enumerate(sorted(buckets.get(group, ()), key=lambda each: tree.first(each[0]))):
-        name = f"{prefix}/{place}" if prefix else _named(names.tensors[tree.first(units[0])[0][0][0]], taken)
+        name = f"{prefix}/{place}" if prefix else _named(_origin(tree, names, units[0]), taken)
         inner = [list(_written(tree, names, buckets, unit, taken, f"{name}/{slot}")) for slot, unit in enumerate(units)]
         slots = tuple(
             tuple(each.name for each in found if each.name.count("/") == name.count("/") + 2) for found in inner
@@ -179,6 +187,13 @@ def _tops(tree: _Tree, classes: Classes) -> Iterator[int]:
         held = one in tree.atoms or one in tree.slots or one in tree.members
         if held and not classes.pinned[one] and one not in slotted and tree.positions(one):
             yield one
+
+
+def _origin(tree: _Tree, names: _Names, unit: int) -> str:
+    """Return the first tensor that makes a unit, or else follows it."""
+    spots = sorted(tree.positions(unit))
+    made = [spot for spot in spots if spot[1] == _made_axis(names.makers.get(names.tensors[spot[0]], ""))]
+    return names.tensors[(made or spots)[0][0]]
 
 
 def _named(tensor: str, taken: dict[str, int]) -> str:

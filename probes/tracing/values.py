@@ -37,6 +37,10 @@ class Value:
         return {axis for each in self.components for axis in support(each)}
 
 
+class NoRule(Exception):
+    """There is no rule for an operation with these arguments: what enters it has to stay in its place."""
+
+
 def support(labels: Labels) -> frozenset[int]:
     """Return the axes along which wires differ."""
     return frozenset(axis for axis, size in enumerate(labels.shape) if size > 1)

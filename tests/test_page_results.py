@@ -1,4 +1,4 @@
-"""The pages of results about a training run, with what the analyzers really return for a small network."""
+"""The pages of results about a training run or a pair, with what the analyzers really return for a small network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from probes.specs import DataSpec, ModelSpec
 from tests.test_pages import page, store  # noqa: F401
 from ui import questions
 from ui.key_numbers import CELLS
-from ui.text import as_text
+from ui.text import LONGEST_SENTENCE, as_text
 from workspace import runs
 from workspace.jobs import Job, Jobs
 from workspace.requests import analysis
@@ -34,10 +34,16 @@ NAMES = {  # analyzer -> what stands above its figures
     "gradient_alignment": "Mean alignment, last",
     "opposing_signals": "Cosine of the groups",
     "gradient_statistics": "Covariance trace, last",
+    "loss_path": "Greatest rise (Δ)",
+    "mode_connectivity": "Barrier on the curve",
+    "grafting": "Weights for 95 %",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_alignment": {"listed": 4, "flip": 0.2},
     "opposing_signals": {"listed": 3},
+    "loss_path": {"points": 7, "refine": 0},
+    "mode_connectivity": {"points": 5, "restarts": 2, "curve": "bezier", "curve_epochs": 1, "curve_points": 5},
+    "grafting": {"points": 4},
 }
 
 
@@ -92,7 +98,8 @@ def test_a_result_is_shown_whole(store: Store, folder: Path, name: str) -> None:
     labels = [each.label for each in test.get("download_button")]
     assert labels.count("HTML") == labels.count("Python") == len(result.figures())
     assert labels.count("CSV") == len(set(result.figures()) & set(result.tables()))
-    assert all(as_text(each) in test.warning[0].value for each in result.caveats)
+    said = " ".join(each.value for each in test.warning)
+    assert all(as_text(each, LONGEST_SENTENCE) in said for each in result.caveats)
     assert {tab.label for tab in test.tabs} >= {as_text(each.replace("_", " ")) for each in result.tables()}
 
 
