@@ -254,16 +254,24 @@ def test_the_least_area_that_is_enough():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_maps_say_what_they_are(name, digits, monkeypatch):
-    monkeypatch.setattr("probes.attribution.extremal_search.ITERATIONS", 5)
-    shares = []
-    map = attribute(digits[0], name, Settings(areas=(0.1, 0.3)), lambda share, doing: shares.append(share))
+def test_maps_say_what_they_are(name, digits):
+    shares, settings = [], Settings(areas=(0.1, 0.3), iterations=5)
+    map = attribute(digits[0], name, settings, lambda share, doing: shares.append(share))
     assert map.values.shape == (1, 28, 28) and not map.signed and map.method == name
     assert map.about["achieved_areas"] == pytest.approx([0.1, 0.3], rel=0.1)
     assert len(map.about["scores"]) == len(map.about["scores_without"]) == len(map.about["masks"]) == 2
     assert map.score == pytest.approx(digits[0].score, rel=1e-6) and map.baseline_score < map.score
-    assert shares == sorted(shares) and shares[-1] == 1 and len(shares) > 2
+    assert shares == sorted(shares) and shares[-1] == 1 and len(shares) == map.about["iterations"] == 5
     assert map.badge.verdict == "ok", map.badge.reasons
+
+
+def test_settings_reach_the_masks(digits):
+    settings = Settings(areas=(0.2,), smoothness=1.0, iterations=7)
+    map, levels = attribute(digits[0], "extremal", settings), levels_of(digits[0])[0]
+    direct = image_masks(digits[0], (0.2,), levels=levels, smoothness=1.0, iterations=7)
+    np.testing.assert_array_equal(map.about["masks"], direct.masks)
+    assert map.about["smoothness"] == 1.0
+    assert not np.array_equal(direct.masks, image_masks(digits[0], (0.2,), levels=levels, iterations=7).masks)
 
 
 class Ticking:
@@ -339,25 +347,28 @@ def test_refusals_are_in_words():
     for areas in ((), (0.0,), (1.5,)):
         with pytest.raises(AttributionError, match="share between 0 and 1"):
             attribute(one, "extremal", Settings(areas=areas))
+    for smoothness in (0.0, 9.0, float("nan")):
+        with pytest.raises(AttributionError, match="more than 0 and at most 8"):
+            attribute(one, "extremal", Settings(smoothness=smoothness))
+    with pytest.raises(AttributionError, match="asked for -1 iterations"):
+        attribute(one, "extremal", Settings(iterations=-1))
     with pytest.raises(AttributionError, match=r"'4' gives no picture .* Choose one of 0, 1, 2"):
         attribute(one, "extremal_channels", Settings(layer="4"))
 
 
-def test_layers_are_found_in_models_of_all_kinds(monkeypatch):
-    monkeypatch.setattr("probes.attribution.extremal_search.ITERATIONS", 3)
+def test_layers_are_found_in_models_of_all_kinds():
     for name in ("cnn", "resnet20", "hub resnet", "vit", "convnext"):
         one = case(name)
-        map = attribute(one, "extremal_channels", Settings(areas=(0.3,)))
+        map = attribute(one, "extremal_channels", Settings(areas=(0.3,), iterations=3))
         assert map.about["achieved_areas"] == pytest.approx([max(0.3, 1 / len(map.about["channels"]))], rel=0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_left_behind_even_when_cancelled(name, monkeypatch):
-    monkeypatch.setattr("probes.attribution.extremal_search.ITERATIONS", 4)
-    one = case("resnet20")
+def test_nothing_is_left_behind_even_when_cancelled(name):
+    one, settings = case("resnet20"), Settings(iterations=4)
     before = traces(one)
-    attribute(one, name)
+    attribute(one, name, settings)
     with pytest.raises(KeyboardInterrupt):
-        attribute(one, name, Settings(), Ticking(2))
+        attribute(one, name, settings, Ticking(2))
     after = traces(one)
     assert before[:-1] == after[:-1] and torch.equal(before[-1], after[-1])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from probes.attribution.case import Case
     from probes.attribution.methods import Settings, Tick
 
+WIDEST = 8.0  # smoothness: a spot of a quarter of the shorter side
 SUFFICIENT = 0.9  # share of what blotting out takes away: an area that keeps so much is enough
 Array = NDArray[np.floating[Any]]
 
@@ -112,7 +113,7 @@ def _found(
     about: Any,
     more: Mapping[str, Any],
 ) -> Masks:
-    _check(areas)
+    _check(areas, getattr(canvas, "smoothness", 1.0), int(more.get("iterations", 0)))
     all_of_it = torch.ones_like(canvas.shown(torch.ones(1, *canvas.shape).to(case.features)))
     (first, slope), last = play(all_of_it), play(torch.zeros_like(all_of_it))[0]
     score, blank = float(first), float(last)
@@ -140,20 +141,22 @@ def _seen(case: Case, levels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _run(game: Game, case: Case, settings: Settings, tick: Tick) -> Map:
     levels, words = levels_of(case, settings.baseline, settings.seed)
-    found = image_masks(case, settings.areas, game=game, levels=levels, tick=tick)
-    about = {**_about(found), "game": game, "perturbation": words, "smoothness": 3.0}
+    asked = {"smoothness": settings.smoothness, "iterations": settings.iterations}
+    found = image_masks(case, settings.areas, game=game, levels=levels, tick=tick, **asked)
+    about = {**_about(found), **asked, "game": game, "perturbation": words}
     values = found.masks.mean(0)[None]
     name = "extremal" if game == "preserve" else f"extremal_{game}"
-    return Map(name, values, False, found.score, found.blank, None, None, about, _notes(found, case))
+    return Map(name, values, False, found.score, found.blank, None, None, about, _notes(found, case, settings))
 
 
 def _run_channels(case: Case, settings: Settings, tick: Tick) -> Map:
     layer = layer_of(case, settings.layer)
-    found = channel_masks(case, layer, settings.areas, tick=tick)
+    found = channel_masks(case, layer, settings.areas, tick=tick, iterations=settings.iterations)
     weights = torch.from_numpy(found.masks.mean(0)).to(layer.output)
     height, width = case.shape[1:]
     values = psi(layer.output[0] * weights[:, None, None], (height, width))[None].cpu().numpy()
-    about = {**_about(found), "game": "preserve", "layer": layer.name, "channels": found.masks.mean(0)}
+    about = {**_about(found), "game": "preserve", "layer": layer.name, "channels": found.masks.mean(0),
+             "iterations": settings.iterations}  # fmt: skip
     note = f"The map shows where the channels that the masks keep in {layer.name} are active."
     return Map("extremal_channels", values, False, found.score, found.blank, None, None, about, (note,))
 
@@ -169,8 +172,8 @@ def _about(found: Masks) -> dict[str, Any]:
     }
 
 
-def _notes(found: Masks, case: Case) -> tuple[str, ...]:
-    spot, notes = Smooth(case.shape[1], case.shape[2]).spot, []
+def _notes(found: Masks, case: Case, settings: Settings) -> tuple[str, ...]:
+    spot, notes = Smooth(case.shape[1], case.shape[2], settings.smoothness).spot, []
     small = [area for area in found.areas if area < spot]
     if small:
         notes.append(f"The area {min(small):.3g} is smaller than one spot of the smooth mask ({spot:.3g}): it is pale.")
@@ -179,10 +182,16 @@ def _notes(found: Masks, case: Case) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check(areas: tuple[float, ...]) -> None:
+def _check(areas: tuple[float, ...], smoothness: float, iterations: int) -> None:
     wrong = [each for each in areas if not 0 < each < 1]
     if wrong or not areas:
         raise AttributionError(f"An area is a share between 0 and 1; {wrong[0] if wrong else 'none'} was given.")
+    if not 0 < smoothness <= WIDEST:
+        raise AttributionError(
+            f"The smoothness is {smoothness:g}; give more than 0 and at most {WIDEST:g} (in 32nds of the shorter side)."
+        )
+    if iterations < 0:
+        raise AttributionError(f"The search was asked for {iterations} iterations; give 1 or more (0 chooses).")
 
 
 def _content(*tensors: Tensor) -> str:

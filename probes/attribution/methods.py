@@ -30,8 +30,10 @@ class Settings:
 
     baseline: a name of `baselines` or "auto". steps: of a path, to begin with. tolerance: the completeness error (or
     relative standard error) that is asked. samples, noise: of sampling; noise as a share of the example's range.
-    window: of occlusion in pixels or tokens, 0 chooses. layer: "" chooses. areas: of masks. over: the inner method of
-    smoothing.
+    window: of occlusion, cells and spans, in pixels or tokens, 0 chooses. layer: "" chooses. over: the inner method of
+    smoothing; of methods that replace parts, what is replaced together ("cells" or "regions" of an image, "columns" or
+    "groups" of a table, "tokens" or "words" of a text), "" chooses. areas, smoothness, iterations: of extremal masks:
+    shares of the image, the width of a spot in 32nds of its shorter side, steps of the search.
     """
 
     baseline: str = "auto"
@@ -44,6 +46,8 @@ class Settings:
     areas: tuple[float, ...] = (0.05, 0.1, 0.2)
     seed: int = 0
     over: str = ""
+    smoothness: float = 3.0
+    iterations: int = 120
 
 
 def runs_on_all(case: Case) -> str | None:  # noqa: ARG001  the form of every `refuse`
