@@ -18,7 +18,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from workspace.store import Store, runs
+from workspace.schema import runs
+from workspace.store import Store
 
 State = Literal["waiting", "running", "done", "failed", "cancelled", "interrupted", "parked"]
 Row = Mapping[str, Any]

@@ -1,7 +1,7 @@
 """What outlives a browser tab: the database and the files of a workspace. No torch here.
 
-A workspace is one folder: `theodolite.db` (stored files, benches, runs), `objects/` (file contents by sha256, each
-kept once, in quarantine as far as checkpoints go), `admitted/<sha256>/` (what was read of checkpoints, made anew),
+A workspace is one folder: `theodolite.db` (stored files, benches, runs, pins), `objects/` (contents by sha256, each kept
+once, in quarantine as far as checkpoints go), `admitted/<sha256>/` (what was read of checkpoints, made anew),
 `runs/<id>/` (what a run wrote). App, worker, children and command line use it at the same time.
 """
 
@@ -21,52 +21,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from probes.errors import DataError, ProbeError
+from probes.errors import DataError
 from workspace import process
+from workspace.schema import benches, engine_of, files, migrate
 
-SCHEMA = 1  # PRAGMA user_version; raised when the tables change
 ENVIRONMENT = "THEODOLITE_WORKSPACE"
 DEFAULT_FOLDER = "workspace-data"
 STALE_SECONDS = 3600.0  # a temporary file that nobody has written to for so long belongs to a dead process
 BLOCK = 1 << 20
-
-metadata = sa.MetaData()
-files = sa.Table(
-    "files",
-    metadata,
-    sa.Column("sha256", sa.String(64), primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("bytes", sa.Integer, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-)
-benches = sa.Table(
-    "benches",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("value", sa.Text, nullable=False),
-    sa.Column("changed", sa.Float, nullable=False),
-)
-runs = sa.Table(
-    "runs",
-    metadata,
-    sa.Column("id", sa.String(24), primary_key=True),
-    sa.Column("task", sa.Text, nullable=False),
-    sa.Column("lane", sa.Text, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),  # less comes first
-    sa.Column("title", sa.Text, nullable=False),
-    sa.Column("payload", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("error", sa.Text),
-    sa.Column("round", sa.Integer, nullable=False),  # raised by every retry: the workflow is called <id>.<round>
-    sa.Column("attempts", sa.Integer, nullable=False),  # times begun in this round
-    sa.Column("crashes", sa.Integer, nullable=False),  # of these, ended by the death of the child
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("queued", sa.Float, nullable=False),
-    sa.Column("started", sa.Float),
-    sa.Column("ended", sa.Float),
-    sa.Index("runs_by_state", "state", "lane"),
-    sa.Index("runs_by_time", "created"),
-)
 
 
 @dataclass(frozen=True)
@@ -86,9 +48,9 @@ class Store:
         self.root = root.resolve()
         for name in ("objects", "admitted", "runs", "uploads"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
-        self.engine = _engine(self.root / "theodolite.db")
+        self.engine = engine_of(self.root / "theodolite.db")
         with process.locked(self.root / "locks" / "schema.lock"):  # SQLite does not wait where the journal is changed
-            _migrate(self.engine, self.root)
+            migrate(self.engine, self.root)
 
     def close(self) -> None:
         """Give the database connections back."""
@@ -214,39 +176,6 @@ class Store:
 def open_store(root: Path | None = None) -> Store:
     """Open the workspace at `root`, else at THEODOLITE_WORKSPACE, else ./workspace-data; make it if need be."""
     return Store(root or Path(os.environ.get(ENVIRONMENT) or DEFAULT_FOLDER))
-
-
-def _engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
-
-    @sa.event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: Any) -> None:
-        # A write takes the lock at its beginning and so can wait for it; reads run outside transactions.
-        connection.isolation_level = "IMMEDIATE"
-        for pragma in ("busy_timeout=30000", "foreign_keys=ON", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    return engine
-
-
-def _migrate(engine: sa.Engine, root: Path) -> None:
-    with engine.connect() as connection:
-        found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-        if found > SCHEMA:
-            raise ProbeError(
-                f"The workspace {root} was made by a newer Theodolite (its schema is {found}, this one knows "
-                f"{SCHEMA}); update Theodolite or name another folder with --workspace."
-            )
-        if found == SCHEMA:
-            return
-        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        for table in metadata.sorted_tables:
-            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-            for index in sorted(table.indexes, key=lambda each: str(each.name)):
-                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-        connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")
-        connection.commit()
 
 
 def _hash_and_sync(path: Path) -> tuple[str, int]:
