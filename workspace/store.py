@@ -1,7 +1,7 @@
 """What outlives a browser tab: the database and the files of a workspace. No torch here.
 
-A workspace is one folder: `theodolite.db` (stored files, benches, runs, pins), `objects/` (contents by sha256, each kept
-once, in quarantine as far as checkpoints go), `admitted/<sha256>/` (what was read of checkpoints, made anew),
+A workspace is one folder: `theodolite.db` (stored files, benches, runs, pins), `objects/` (contents by sha256,
+each kept once, in quarantine as far as checkpoints go), `admitted/<sha256>/` (what was read of checkpoints, made anew),
 `runs/<id>/` (what a run wrote). App, worker, children and command line use it at the same time.
 """
 
