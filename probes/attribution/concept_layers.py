@@ -44,6 +44,62 @@ def slopes_of(objective: Objective, layer: str, rows: Sequence[int], class_index
     return slopes
 
 
+def some_layers(objective: Objective, row: int, most: int = 4) -> tuple[str, ...]:
+    """Choose layers at evenly spaced depths, first to last as they run: blocks, else layers with weight matrices.
+
+    All run once and give a single tensor that the outputs depend on and that is not the outputs. Raises ModelError
+    where there is none.
+    """
+    found = objective.in_memory(lambda: _candidates(objective.chosen([row])))
+    blocks = _outer([name for name in found if _is_block(objective.module, name)])
+    names = blocks or [name for name in found if _has_matrix(objective.module.get_submodule(name))] or found
+    if not names:
+        raise ModelError("No inner layer of this model runs once and gives a single tensor; name a layer.")
+    places = {round(at * (len(names) - 1) / max(min(most, len(names)) - 1, 1)) for at in range(min(most, len(names)))}
+    return tuple(names[place] for place in sorted(places))
+
+
+def _candidates(objective: Objective) -> list[str]:
+    """Name the layers that run once, give one tensor of floats and come before the outputs, in the order they end."""
+    found: dict[str, Tensor] = {}
+    often: set[str] = set()
+
+    def look(name: str, output: Any) -> None:
+        often.update([name] if name in found else [])
+        if isinstance(output, Tensor) and output.is_floating_point() and output.requires_grad and output.ndim > 1:
+            found[name] = output
+
+    layers = [(name, each) for name, each in objective.module.named_modules() if name]
+    hooks = [each.register_forward_hook(lambda _, __, output, name=name: look(name, output)) for name, each in layers]
+    try:
+        with strict(objective.module), torch.enable_grad():
+            outputs = objective.outputs(objective.theta, slice(0, 1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    same = lambda each: each.shape == outputs.shape and torch.equal(each, outputs)
+    inner = {name: each for name, each in found.items() if name not in often and not same(each)}
+    if not inner:
+        return []
+    slopes = torch.autograd.grad(outputs.sum(), list(inner.values()), allow_unused=True)
+    return [name for name, slope in zip(inner, slopes, strict=True) if slope is not None]
+
+
+def _outer(blocks: list[str]) -> list[str]:
+    """Return the blocks that are in no other, or, where that is one alone, those that are in it only; [] for none."""
+    outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
+    return outer if len(outer) > 1 or not blocks else _outer([name for name in blocks if name not in outer])
+
+
+def _is_block(module: nn.Module, name: str) -> bool:
+    """Tell whether a layer is one of a row of layers, and made of layers itself."""
+    return name.rpartition(".")[2].isdigit() and any(module.get_submodule(name).children())
+
+
+def _has_matrix(layer: nn.Module) -> bool:
+    return any(each.ndim > 1 for each in layer.parameters(recurse=False)) and not isinstance(layer, nn.Embedding)
+
+
 def _run(objective: Objective, layer: str, part: slice, pooled: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the layer's output flat and as a leaf of the graph, and the model's outputs."""
     if layer not in dict(objective.module.named_modules()) or not layer:

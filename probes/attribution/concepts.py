@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from probes.attribution.concept_layers import activations, slopes_of
-from probes.attribution.concept_vectors import Gram, Sets
+from probes.attribution.concept_vectors import Gram, Sets, cav
 from probes.errors import DataError
 from probes.objective import Objective
 
@@ -41,8 +41,10 @@ class Concept:
     score: mean share of the class's examples with a positive derivative, None where it is not significant; stderr: of
     that mean. scores, random_scores: (R,) of each CAV against a random set, and of CAVs between random sets. p:
     two-sided Welch t-test of the two. p_controls: how often random sets that are taken for a concept have as large a
-    mean derivative, (k + 1) / (controls + 1). significant: both are at most alpha. accuracy, random_accuracy: of the
-    CAVs on examples held out; 0.5 is chance. examples: of the class. sentence: in words.
+    mean derivative, (k + 1) / (controls + 1). significant: both are at most alpha. derivatives: (R,) the mean of the
+    class's examples along each CAV. control_scores, control_derivatives: (controls,) means over the CAVs of each random
+    set that is taken for a concept. accuracies, random_accuracies: (R,) of the CAVs on examples held out; 0.5 is
+    chance. examples: of the class. sentence: in words.
     """
 
     layer: str
@@ -54,10 +56,23 @@ class Concept:
     significant: bool
     scores: Floats
     random_scores: Floats
-    accuracy: float
-    random_accuracy: float
+    derivatives: Floats
+    control_scores: Floats
+    control_derivatives: Floats
+    accuracies: Floats
+    random_accuracies: Floats
     examples: int
     sentence: str
+
+    @property
+    def accuracy(self) -> float:
+        """Return the mean accuracy of the CAVs."""
+        return float(self.accuracies.mean())
+
+    @property
+    def random_accuracy(self) -> float:
+        """Return the mean accuracy of CAVs between random sets."""
+        return float(self.random_accuracies.mean())
 
 
 def tcav(
@@ -108,13 +123,43 @@ def t_test(scores: Floats, others: Floats) -> float:
     return float(2 * t.sf(abs(scores.mean() - others.mean()) / np.sqrt(parts.sum()), freedom))
 
 
+def along(
+    objective: Objective,
+    layer: str,
+    rows: Sequence[int],
+    concept_rows: Sequence[int],
+    random_rows: Sequence[int],
+    *,
+    pooled: bool = False,
+    penalty: float = 0.01,
+) -> Floats:
+    """Return how far examples lie along the CAV of all examples given, (n,).
+
+    In standard deviations of the random examples, from their mean; zeros where these do not differ.
+    """
+    taken = lambda chosen: activations(objective, layer, chosen, pooled)
+    concept, random = taken(concept_rows), taken(random_rows)
+    normal = cav(concept, random, penalty)
+    null = random @ normal
+    spread = float(null.std())
+    found = (taken(rows) @ normal - null.mean()) / (spread or math.inf)
+    return np.asarray(found.cpu().numpy())
+
+
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured: scores of the concept and of random sets, the two p-values, the two accuracies."""
+    """What was measured: scores and mean derivatives of the concept, of random sets and of controls, accuracies."""
 
-    scores: tuple[Floats, Floats]
-    p: tuple[float, float]
-    accuracy: tuple[float, float]
+    concept: tuple[Floats, Floats]
+    random: tuple[Floats, Floats]
+    controls: tuple[Floats, Floats]
+    accuracies: tuple[Floats, Floats]
+
+    @property
+    def p(self) -> tuple[float, float]:
+        """Return the p-values of the t-test and of the controls."""
+        as_large = int((abs(self.controls[1]) >= abs(self.concept[1].mean())).sum())
+        return t_test(self.concept[0], self.random[0]), (as_large + 1) / (len(self.controls[1]) + 1)
 
 
 def _measured(
@@ -126,20 +171,18 @@ def _measured(
     places = np.split(np.arange(len(gram.products)), [concept])
     shown, against = (_sets(draw, each, size, runs) for each in places)
     first, second = (_sets(draw, places[1], 2 * size, runs)[:, part] for part in (slice(size), slice(size, None)))
-    (scores, means), (others, _) = gram.along(shown, against), gram.along(first, second)
-    as_large = 0
+    own, others, means = gram.along(shown, against), gram.along(first, second), np.zeros((controls, 2))
     for control in range(controls):
         tick(0.6 + 0.4 * control / controls, "random sets taken for a concept")
         false, left = np.split(draw.permutation(places[1]), [min(concept, len(places[1]) - size)])
-        _, found = gram.along(_sets(draw, false, size, runs), _sets(draw, left, size, runs))
-        as_large += int(abs(found.mean()) >= abs(means.mean()))
-    p = t_test(scores, others), (as_large + 1) / (controls + 1)
-    accuracy = float(gram.accuracy(shown, against).mean()), float(gram.accuracy(first, second).mean())
-    return _Measured((scores, others), p, accuracy)
+        means[control] = [each.mean() for each in gram.along(_sets(draw, false, size, runs),
+                                                            _sets(draw, left, size, runs))]  # fmt: skip
+    accuracies = gram.accuracy(shown, against), gram.accuracy(first, second)
+    return _Measured(own, others, (means[:, 0], means[:, 1]), accuracies)
 
 
 def _concluded(layer: str, class_index: int, found: _Measured, count: int, alpha: float) -> Concept:
-    scores, p = found.scores[0], found.p
+    (scores, derivatives), p = found.concept, found.p
     mean, significant = float(scores.mean()), max(p) <= alpha
     tests = f"(p = {p[0]:.2g}; {p[1]:.2g} by random sets taken for a concept)."
     if significant:
@@ -149,7 +192,8 @@ def _concluded(layer: str, class_index: int, found: _Measured, count: int, alpha
         words = f"Not significant: the concept does no more than random examples do {tests}"
     stderr = float(scores.std(ddof=1) / math.sqrt(len(scores)))
     score = mean if significant else None
-    return Concept(layer, class_index, score, stderr, *p, significant, *found.scores, *found.accuracy, count, words)
+    measured = (scores, found.random[0], derivatives, *found.controls, *found.accuracies)
+    return Concept(layer, class_index, score, stderr, *p, significant, *measured, count, words)
 
 
 def _sets(draw: np.random.Generator, places: Sets, size: int, runs: int) -> Sets:
