@@ -176,6 +176,7 @@ class Analyzer(ABC):
     version: ClassVar[int]  # raised when the same inputs would give another answer
     result: ClassVar[type[Result]]
     series: ClassVar[bool] = False  # asks about the checkpoints of a training run, not about one
+    several: ClassVar[bool] = False  # takes one checkpoint or any number, in the order given
     roles: ClassVar[tuple[str, ...]] = ()  # of a pair: the first, the second and, where more are taken, the rest
     uses_test: ClassVar[bool] = False  # looks at test data too, where there are some
     needs_objective: ClassVar[bool] = True  # else `run` is given None: names and tensors are enough

@@ -1,0 +1,163 @@
+"""The cases of a run: one example at one checkpoint, as it is after its edit, and what there is to say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analyzers._attribution_asked import Edit
+from analyzers._attribution_choice import class_of, labels_of
+from probes.errors import DataError
+
+if TYPE_CHECKING:
+    from probes.attribution import Case, Target
+    from probes.objective import Objective
+
+SIDE = 512  # pixels that a picture is kept with at most
+
+
+def case_at(objective: Objective, row: int, aim: Target | None, position: int, edit: Edit, baseline: str) -> Case:
+    """Return an example as it is after its edit; aim: None is what the model then predicts."""
+    from probes.attribution import Target, case_of
+
+    following = objective.loss == "causal_lm"
+    case = case_of(objective, row, aim or (Target(0, position) if following else Target(0)))
+    if edit:
+        case = edited(case, edit, baseline)
+    if aim is not None:
+        return case
+    index = int(case.in_chunks(case.features, "logits")[0].argmax())
+    return replace(case, target=Target(index, case.target.position), _kept={})
+
+
+def aim_of(objective: Objective, row: int, text: str, position: int) -> Target | None:
+    """Return the target that is asked for, None for "predicted"; raise DataError where there is none such."""
+    from probes.attribution import Target
+
+    following, asked = objective.loss == "causal_lm", text.strip()
+    if position != -1 and not following:
+        raise DataError(f"The position is {position}, but only language models have one; give -1.")
+    if asked == "predicted":
+        return None
+    if asked != "label":
+        return Target(_token(asked) if following else class_of(objective, asked), position)
+    label = int(objective.targets[row, position]) if following and position != -1 else int(labels_of(objective)[row])
+    if label < 0:
+        raise DataError(f"Example {row} has no label that is a class or a token; choose the target predicted.")
+    single = objective.loss == "bce_with_logits"
+    return Target(0 if single else label, position)
+
+
+def edited(case: Case, edit: Edit, baseline: str) -> Case:
+    """Return the case of the changed example; raise DataError or AttributionError where the edit does not fit it."""
+    from probes.attribution import editing
+
+    return editing.edited(case, edit, baseline)
+
+
+def described(case: Case, checkpoint: str, place: int) -> dict[str, Any]:
+    """Say of a case what it is called, what the model says of it, and what its features are."""
+    objective, batches = case.objective, case.objective.batches
+    label = _label(case)
+    logits = case.in_chunks(case.features, "logits")[0].double().cpu().numpy()
+    prediction, probability = _prediction(objective.loss, logits)
+    text = case.kind in ("text", "language_model")
+    return {
+        "checkpoint": checkpoint,
+        "checkpoint_index": place,
+        "row": case.row,
+        "id": batches.ids[case.row],
+        "label": label,
+        "label_name": _name(case, label),
+        "prediction": prediction,
+        "prediction_name": _name(case, prediction),
+        "probability": probability,
+        "score": case.score,
+        "target": case.target.index,
+        "target_name": _name(case, case.target.index),
+        "position": case.target.position,
+        "tokens": list(case.names) if text else [],
+        "special": list(case.special) if text else [],
+        "words": [],
+        "columns": list(case.names) if case.kind == "table" else [],
+        "raw": [float(each) for each in case.raw[0]] if case.kind == "table" else [],
+        "text": _text(case) if text else None,
+    }
+
+
+def pictures(cases: Sequence[Case]) -> Sequence[np.ndarray[Any, Any]]:
+    """Return the inputs of cases of images as pictures (H, W, 3), on one scale of brightness; of others nothing."""
+    import torch
+
+    from probes.pictures import pictures_of
+
+    if not cases or cases[0].kind != "image":
+        return ()
+    inputs = torch.cat([case.raw for case in cases]).float().cpu()
+    found = pictures_of(replace(cases[0].objective.batches, inputs=inputs), range(len(inputs)), SIDE)
+    return () if found is None else list(found)
+
+
+def _token(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    raise DataError(f"The target is {text[:80]!r}; give predicted, label, or the id of a token.")
+
+
+def _label(case: Case) -> int | float | None:
+    objective = case.objective
+    if case.kind == "language_model":
+        label = int(objective.targets[case.row, case.target.position])
+        return None if label == -100 else label
+    known = int(labels_of(objective.chosen([case.row]))[0])
+    if known >= 0:
+        return known
+    one = objective.targets[case.row].reshape(-1)
+    return float(one[0]) if len(one) == 1 and math.isfinite(float(one[0])) else None
+
+
+def _prediction(loss: str, logits: np.ndarray[Any, Any]) -> tuple[int | float, float | None]:
+    """Return the class and its probability, or the value of a single output."""
+    if loss == "mse" and len(logits) == 1:
+        return float(logits[0]), None
+    if loss == "bce_with_logits" and len(logits) == 1:
+        yes = float(1 / (1 + np.exp(-logits[0])))
+        return int(logits[0] > 0), max(yes, 1 - yes)
+    best = int(logits.argmax())
+    if loss not in ("cross_entropy", "causal_lm"):
+        return best, None
+    shares = np.exp(logits - logits.max())
+    return best, float(shares[best] / shares.sum())
+
+
+def _name(case: Case, number: int | float | None) -> str | None:
+    """Return the name of a class or a token; its number where it has none."""
+    if number is None:
+        return None
+    if case.kind == "language_model":
+        from probes.attribution.tokens import token_names
+
+        return token_names(case.objective.batches, [int(number)])[0]
+    classes = case.objective.batches.classes
+    if isinstance(number, int) and 0 <= number < len(classes):
+        return classes[number]
+    return f"{number:.6g}" if isinstance(number, float) else str(number)
+
+
+def _text(case: Case) -> str | None:
+    from probes.pictures import texts_of
+
+    ids = case.raw.cpu()
+    batches = replace(case.objective.batches, inputs=ids, targets=case.objective.targets[:1].reshape(-1)[:1])
+    found = texts_of(batches, [0], most=2000)
+    return found[0] if found else None
+
+
+def named_targets(cases: Sequence[Mapping[str, Any]]) -> str:
+    """Say which targets are explained, fit for a title once it is escaped."""
+    names = list(dict.fromkeys(str(each["target_name"]) for each in cases))
+    return names[0] if len(names) == 1 else f"{len(names)} targets"

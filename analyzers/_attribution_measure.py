@@ -1,0 +1,198 @@
+"""The maps of a run, one after another, each kept by its content so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analyzers._attribution_asked import MOST_EXAMPLES, MOST_METHODS, Edit, edit_asked, methods_asked, settings_of
+from analyzers._attribution_cases import aim_of, case_at, described, pictures
+from analyzers._attribution_choice import rows_asked
+from analyzers._attribution_records import Record, from_arrays, made, refused, with_arrays
+from analyzers._base import Arrays, Result, Tick
+from probes.errors import DataError
+
+if TYPE_CHECKING:
+    from analyzers.attribution import Attribution
+    from probes.attribution import Case, Settings, Target
+    from probes.checkpoint import Checkpoint
+    from probes.objective import Objective
+
+Array = np.ndarray[Any, Any]
+SECONDS_BETWEEN_SHOWS = 2.0
+MOST_MAPS = MOST_EXAMPLES * MOST_METHODS
+
+
+@dataclass
+class Found:
+    """What is known so far. cases, maps: JSON, as the result has them; arrays by their names there."""
+
+    options: Attribution
+    card: dict[str, Any]
+    kind: str
+    methods: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    doubts: list[str]
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    maps: list[dict[str, Any]] = field(default_factory=list)
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+    def take(self, record: Record, case: int) -> None:
+        """Put a map in its place."""
+        number = len(self.maps)
+        names = {name: f"{name}_{number}" for name in record.arrays}
+        more = {"array": names.get("map"), "stderr": names.get("stderr")}
+        self.maps.append({"case": case, **record.about, **more})
+        self.arrays |= {names[name]: each for name, each in record.arrays.items()}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    methods: tuple[str, ...]
+    settings: Settings
+    edit: Edit
+    rows: tuple[int, ...]
+    aims: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tick for a part of the run; what is kept through it has the part's own name before its key."""
+
+    tick: Tick
+    start: float
+    width: float
+    words: str
+    key: str
+
+    def __call__(self, share: float, doing: str, seconds_left: float | None = None) -> None:  # noqa: ARG002
+        """Report the share of the part."""
+        self.tick(self.start + self.width * min(max(share, 0.0), 1.0), f"{self.words}: {doing}")
+
+    def save(self, key: str, arrays: Arrays) -> None:
+        """Keep arrays of this part."""
+        self.tick.save(self._own(key), arrays)
+
+    def load(self, key: str) -> Arrays | None:
+        """Return what was kept of this part."""
+        return self.tick.load(self._own(key))
+
+    def show(self, result: Result) -> None:
+        """Show nothing: the whole run is shown, not a part of it."""
+
+    def _own(self, key: str) -> str:
+        return f"part-{hashlib.sha256(f'{self.key} {key}'.encode()).hexdigest()[:40]}"
+
+
+def measure(
+    options: Attribution,
+    objective: Objective,
+    checkpoints: tuple[Checkpoint, ...],
+    tick: Tick,
+    shown: Callable[[Found], Result],
+) -> Found:
+    """Choose examples and targets at the last checkpoint, then make all maps; shown: makes a result of them so far."""
+    asked = _asked(options, objective, checkpoints, tick)
+    card = _card(options, objective, checkpoints, asked)
+    found = Found(options, card, "", asked.methods, checkpoints, list(objective.caveats))
+    kept: dict[str, Record] = {}
+    last = time.monotonic()
+    for place, checkpoint in enumerate(checkpoints):
+        at = objective if place == 0 else objective.at(checkpoint)
+        theta = _hash(*at.theta, *at.constants.values())
+        cases = [_case(options, at, asked, each) for each in range(len(asked.rows))]
+        found.kind = cases[0].kind
+        shots = pictures(cases)
+        for number in range(len(cases)):
+            case, cases[0:1] = cases[0], []  # what a case keeps goes with it
+            own = len(found.cases)
+            found.cases.append(described(case, checkpoint.name, place))
+            if len(shots):
+                found.arrays[f"picture_{own}"] = shots[number]
+            _methods(options, found, case, asked, theta, kept, tick)
+            if time.monotonic() - last > SECONDS_BETWEEN_SHOWS:
+                tick.show(shown(found))
+                last = time.monotonic()
+    return found
+
+
+def _asked(options: Attribution, objective: Objective, checkpoints: tuple[Checkpoint, ...], tick: Tick) -> _Asked:
+    names, settings, edit = methods_asked(options.methods), settings_of(options), edit_asked(options.edit)
+    tick(0.0, "choosing the examples")
+    last = objective if len(checkpoints) < 2 else objective.at(checkpoints[-1])
+    rows = rows_asked(last, options.examples, options.seed, lambda share, doing: tick(0.02 * share, doing))
+    count = len(rows) * len(names) * len(checkpoints)
+    if count > MOST_MAPS:
+        raise DataError(
+            f"{len(checkpoints)} checkpoints, {len(rows)} examples and {len(names)} methods are {count:,} maps; one "
+            f"run makes {MOST_MAPS:,} at most. Choose fewer."
+        )
+    aims = []
+    for row in rows:
+        aim = aim_of(last, row, options.target, options.position)
+        aims.append(case_at(last, row, aim, options.position, edit, settings.baseline).target)
+    return _Asked(names, settings, edit, rows, tuple(aims))
+
+
+def _case(options: Attribution, at: Objective, asked: _Asked, number: int) -> Case:
+    row, aim = asked.rows[number], asked.aims[number]
+    return case_at(at, row, aim, options.position, asked.edit, asked.settings.baseline)
+
+
+def _methods(
+    options: Attribution,
+    found: Found,
+    case: Case,
+    asked: _Asked,
+    theta: str,
+    kept: dict[str, Record],
+    tick: Tick,
+) -> None:
+    """Make the maps of one case, or take those that were kept."""
+    total, own = len(asked.rows) * len(found.checkpoints) * len(asked.methods), len(found.cases) - 1
+    content = (theta, _hash(case.raw), str(case.target), case.kind, str(case.objective.dtype))
+    about = json.dumps([asdict(asked.settings), options.judge, options.sanity], sort_keys=True)
+    for name in asked.methods:
+        key = f"map-{hashlib.sha256(' '.join((*content, name, about)).encode()).hexdigest()}"
+        words = f"{name}, example {case.row}"
+        part = Part(tick, 0.02 + 0.98 * len(found.maps) / total, 0.98 / total, words, key)
+        part(0.0, "begins")
+        if key not in kept:
+            saved = tick.load(key)
+            kept[key] = from_arrays(saved) if saved is not None else _record(options, case, name, asked.settings, part)
+            if saved is None:
+                tick.save(key, with_arrays(kept[key]))
+        found.take(kept[key], own)
+
+
+def _record(options: Attribution, case: Case, name: str, settings: Settings, part: Part) -> Record:  # noqa: ARG001
+    from probes.attribution import AttributionError, attribute, methods
+
+    method = methods()[name]
+    try:
+        return made(method, attribute(case, name, settings, part))
+    except AttributionError as error:
+        return refused(method, case, str(error))
+
+
+def _card(
+    options: Attribution, objective: Objective, checkpoints: tuple[Checkpoint, ...], asked: _Asked
+) -> dict[str, Any]:
+    card = objective.card() | {"seed": options.seed, "rows": list(asked.rows)}
+    if len(checkpoints) > 1:
+        card["checkpoint"] = {"name": f"{len(checkpoints)} checkpoints: {', '.join(each.name for each in checkpoints)}"}
+    return card
+
+
+def _hash(*tensors: Any) -> str:
+    digest = hashlib.sha256()
+    for each in tensors:
+        digest.update(f"{each.dtype} {tuple(each.shape)} ".encode())
+        digest.update(each.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
