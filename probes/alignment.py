@@ -108,7 +108,7 @@ def norms_in(module: nn.Module) -> tuple[str, ...]:
 
 def labels_of(objective: Objective) -> Floats:
     """Return the class, or the value, of each example, (N,); NaN where it has not one."""
-    if objective.loss in ("causal_lm", "operator"):
+    if objective.own is not None or objective.loss == "causal_lm":
         return np.full(len(objective.inputs), np.nan)
     return class_of(objective.targets).cpu().numpy()  # type: ignore[no-any-return]
 

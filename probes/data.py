@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import numpy as np
 import torch
 
 from probes.dataset.classes import map_classes, order_doubts
-from probes.dataset.examples import Examples, Own
+from probes.dataset.examples import Caption, Examples, Own
 from probes.dataset.files import Array, Source, shown
 from probes.dataset.formats import find_examples
+from probes.dataset.pairs import captions_of
 from probes.dataset.pictures import contact_sheet
+from probes.dataset.preprocessing import Preprocessing
 from probes.dataset.scaling import channels_first, name_of, scaled_inputs
 from probes.dataset.summary import (
     balance,
@@ -36,15 +38,13 @@ from probes.dataset.summary import (
 from probes.dataset.targets import read_targets
 from probes.dataset.trees import hash_of_path
 from probes.errors import DataError
-from probes.specs import DataSpec, ModelSpec
+from probes.specs import DataSpec
 
 SEEN = 1000
 SHOWN = 10
 MOST_SHUFFLED = 2**27
 MOST_IDS = 200_000
 LARGEST_LABEL = 1000
-POSITIONS = ("wpe.weight", "position_embeddings.weight", "position_embedding.weight")
-EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Batches:
     """Hold the chosen examples.
 
     inputs: float32 (N, C, H, W) images or (N, F) rows, int64 (N, T) token ids. targets: int64 (N,) classes; float32
-    (N,) or (N, K) values; int64 (N, T) next tokens aligned to the inputs, -100 where nothing counts. ids: stable
-    names. sha256: of dtype, shape and bytes of inputs and targets. about: source, format, mean, std, shuffle, of.
-    show: token ids -> their text, where the tokenizer is known.
+    (N,) or (N, K) values; int64 (N, T) next tokens aligned to the inputs, -100 where nothing counts, or the token ids
+    of captions. ids: stable names. sha256: of dtype, shape and bytes of inputs and targets. about: source, format,
+    mean, std, shuffle, of. show: token ids -> their text, where the tokenizer is known. captions: texts and words,
+    where the targets are captions.
     """
 
     inputs: torch.Tensor
@@ -65,6 +66,7 @@ class Batches:
     doubts: tuple[str, ...]
     about: Mapping[str, Any]
     show: Callable[[Array], str] | None = field(default=None, repr=False, compare=False)
+    captions: tuple[Caption, ...] = field(default=(), repr=False, compare=False)
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -75,6 +77,7 @@ class Batches:
 class Chosen:
     """Keep chosen examples and what is known of them. rows: their indices; targets: theirs; labels: of all chosen."""
 
+    spec: DataSpec
     found: Examples
     order: Array  # of all that were chosen
     rows: Array  # of those that were read
@@ -93,16 +96,17 @@ def read_batches(
     own_tokenizer: Path | None = None,
     own_vocabulary: int = 0,
     own_classes: tuple[str, ...] = (),
+    own_preprocessing: Preprocessing | None = None,
 ) -> Batches:
     """Read what a DataSpec chooses.
 
     names: the original name of a path, where that is another. own_*: what the model brings along, where it is known:
     its longest context (what a context of 0 means at most, see `context_of`), the tokenizer.json beside it (what the
-    tokenizer "auto" means), how many tokens it knows (`vocabulary_of`), and the names of its classes in its order.
-    Raises DataError, naming the file, the value found and what to do.
+    tokenizer "auto" means), how many tokens it knows (`vocabulary_of`), the names of its classes in its order,
+    and how images with captions become inputs. Raises DataError, naming the file, the value found and what to do.
     """
     with _in_words(spec):
-        own = Own(own_context, own_vocabulary, own_tokenizer, own_classes)
+        own = Own(own_context, own_vocabulary, own_tokenizer, own_classes, own_preprocessing)
         read = _read(spec, names or {}, own, None)
         x, y = torch.from_numpy(read.inputs), torch.from_numpy(_typed(read.targets))
         ids = tuple(read.found.name_of(int(each)) for each in read.order)
@@ -113,22 +117,10 @@ def read_batches(
             sha256=hash_of(x, y),
             classes=read.classes,
             doubts=(*read.doubts, *id_doubts(ids)),
-            about=about(spec, read.found),
+            about=about(read.spec, read.found),
             show=read.found.show,
+            captions=captions_of(read.found, read.order),
         )
-
-
-def context_of(model: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the longest context of a language model: its argument or the rows of its position table; 0 if unknown.
-
-    shapes: of the checkpoint's tensors.
-    """
-    return int(model.arguments.get("context", 0)) or _rows_of(POSITIONS, shapes)
-
-
-def vocabulary_of(model: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many tokens a model knows: its argument or the rows of its table of tokens; 0 if unknown."""
-    return int(model.arguments.get("vocabulary", 0)) or _rows_of(EMBEDDINGS, shapes)
 
 
 def preview(
@@ -145,7 +137,7 @@ def preview(
     with _in_words(spec):
         read = _read(spec, names or {}, own or Own(), SEEN)
     found, inputs = read.found, read.inputs
-    following = read.labels is None
+    following, captions = read.labels is None, captions_of(found, read.rows[:count])
     counts = [] if following or read.labels is None else balance(read.labels, read.classes)
     labels = [] if following else [_label(each, read.classes) for each in read.targets]
     twins = copies(found, read.rows, inputs, labels or None)
@@ -153,7 +145,13 @@ def preview(
     return {
         "examples": chosen_count(spec, found),
         "kind": found.kind,
-        "targets": "next tokens" if following else "classes" if read.classes else "values",
+        "targets": "captions"
+        if found.captions
+        else "next tokens"
+        if following
+        else "classes"
+        if read.classes
+        else "values",
         "shape": list(inputs.shape[1:]),
         "dtype": str(read.raw.dtype),
         "range": [float(inputs.min()), float(inputs.max())],
@@ -161,11 +159,11 @@ def preview(
         "classes": counts,
         "own_classes": list((own or Own()).classes),
         "labels": labels[:count],
-        "samples": samples(found, read.rows[:count], read.raw, labels),
+        "samples": samples(found, read.rows[:count], read.raw, labels, [each.text for each in captions]),
         "sheet": contact_sheet(channels_first(read.raw[:count]), 5) if read.raw.ndim in (3, 4) else None,
         "lines": list(found.lines[: count + 1]),
         "duplicates": {**twins, **repeated_ids(ids)},
-        "about": about(spec, found),
+        "about": about(read.spec, found),
         "doubts": [*copy_doubts(twins), *id_doubts(ids), *missing_doubts(counts), *read.doubts],
     }
 
@@ -239,13 +237,15 @@ def _read(spec: DataSpec, names: Mapping[str, str], own: Own, most: int | None) 
     rows = order[:most]
     labels, classes, noted = _labels(spec, found, own)
     taken = found.take(rows)
+    if found.mean and not (spec.mean or spec.std):
+        spec = replace(spec, mean=found.mean, std=found.std)
     inputs, changes = scaled_inputs(spec, found, taken.inputs, rows)
     targets = taken.targets if labels is None else labels[rows]
     if targets is None:
         raise ValueError("a reader gave neither labels nor next tokens")
     doubts = (*found.doubts, *noted, *taken.doubts, *doubts, *changes)
     chosen = None if labels is None else labels[order]
-    return Chosen(found, order, rows, taken.inputs, inputs, targets, chosen, classes, doubts)
+    return Chosen(spec, found, order, rows, taken.inputs, inputs, targets, chosen, classes, doubts)
 
 
 def _labels(spec: DataSpec, found: Examples, own: Own) -> tuple[Array | None, tuple[str, ...], tuple[str, ...]]:
@@ -261,11 +261,6 @@ def _labels(spec: DataSpec, found: Examples, own: Own) -> tuple[Array | None, tu
         return targets, classes, (*doubts, *order_doubts(classes, own.classes))
     targets, moved = map_classes(targets, classes, spec.classes, name_of(found))
     return targets, tuple(map(shown, spec.classes)), (*doubts, *moved)
-
-
-def _rows_of(endings: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    tables = [shape[0] for name, shape in shapes.items() if name.endswith(endings) and len(shape) == 2]
-    return tables[0] if len(tables) == 1 else 0
 
 
 def _typed(targets: Array) -> Array:

@@ -158,7 +158,7 @@ def _against_loss(stored: Stored, found: Evaluation, batches: Batches) -> tuple[
 def _against_chance(found: Evaluation, batches: Batches) -> tuple[Verdict, str]:
     figures = f"The checkpoint stores nothing to compare with; here {_figures(found)} on {_amount(found)}"
     if math.isnan(found.chance_loss):
-        return "nothing to compare", f"{figures}: what chance would reach with the operator's loss is not known."
+        return "nothing to compare", f"{figures}: what chance would reach with this loss is not known."
     if found.chance == 1.0:
         return "nothing to compare", f"{figures}: all are of one class, so the accuracy says nothing. Shuffle them."
     if _at_chance(found):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.checkpoint import Checkpoint
+from probes.clip import CLIP, as_scorer
 from probes.errors import ModelError
 from probes.formats.archives import files_of_archive
 from probes.formats.contents import Limits, printable
@@ -48,6 +49,8 @@ _MOST_BUFFERS = 2**29
 def build_folder(path: Path) -> nn.Module:
     """Build the module that config.json describes, with untrained weights; it maps inputs to logits.
 
+    That of CLIP maps images and captions to cosines, see `probes.clip`.
+
     path: a folder, a zip or tar of one, or a checkpoint's folder in the store (or the weights in it). Raises ModelError
     when the architecture is not supported or its sizes are absurd beside the weights.
     """
@@ -59,7 +62,8 @@ def build_folder(path: Path) -> nn.Module:
     _refuse_others(config, files.name)
     if torch.get_default_device().type != "meta":
         _check_buffers(config, files.name)
-    return _as_logits(_from_config(config, files.name))
+    model = _from_config(config, files.name)
+    return as_scorer(model) if type(model).__name__ == CLIP else _as_logits(model)
 
 
 def title_of_folder(path: Path) -> str:
@@ -150,13 +154,14 @@ def _from_config(config: Mapping[str, Any], name: str) -> PreTrainedModel:
 
     transformers.logging.set_verbosity_error()
     architecture = config_facts(config).get("hugging_face", {}).get("architecture", "")
-    kind = next((kind for kind in _KINDS if architecture.endswith(kind)), None)
+    kind = next((_KINDS[kind] for kind in _KINDS if architecture.endswith(kind)), None)
+    kind = "AutoModel" if architecture == CLIP and config.get("model_type") == "clip" else kind
     if kind is None:
         raise ModelError(
             f"{name}: config.json names {architecture or 'no architecture'}; models are built for causal language "
-            "models and for sequence or image classifiers. Its weights can be analysed without."
+            "models, for sequence or image classifiers, and for CLIP. Its weights can be analysed without."
         )
-    auto = getattr(transformers, _KINDS[kind])
+    auto = getattr(transformers, kind)
     rest = {key: value for key, value in config.items() if key != "model_type"}
     try:
         made = transformers.AutoConfig.for_model(config["model_type"], **rest)

@@ -24,6 +24,7 @@ REDUCTIONS: Mapping[LossName, str] = {
     "mse": "mean over examples of the mean over outputs of the squared difference",
     "bce_with_logits": "mean over examples of the mean over outputs",
     "causal_lm": "mean over predicted tokens (padding not counted)",
+    "caption_distance": "mean over pairs of 1 - cosine of image and caption",
     "operator": "mean over examples of the operator's own loss",
 }
 
@@ -211,7 +212,7 @@ def _ratio(sums: Tensor, counts: Tensor) -> tuple[float, float]:
 
 
 def _chance(loss: LossName, targets: Tensor) -> tuple[float | None, float]:
-    if loss == "operator":
+    if loss in ("operator", "caption_distance"):
         return None, math.nan
     if loss in ("cross_entropy", "causal_lm"):
         _, numbers = targets[targets != IGNORED].unique(return_counts=True)

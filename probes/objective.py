@@ -16,7 +16,7 @@ from probes.errors import ObjectiveError
 from probes.fitting import fit, gradients, not_finite
 from probes.losses import Evaluation, Tally, counted, evaluation, joined, tally, total_loss
 from probes.memory import device_name, device_named, graph_bytes, is_out_of_memory, spare_bytes
-from probes.own_loss import OwnLoss, own_loss_of
+from probes.own_loss import OwnLoss, built_in, own_loss_of
 from probes.specs import LossName, ModelSpec
 from probes.strict import strict
 
@@ -55,7 +55,7 @@ class Objective:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
         self.module = getattr(module, "_orig_mod", module).eval()
-        self.batches, self.loss, self.about, self.own = batches, loss, dict(about or {}), own
+        self.batches, self.loss, self.about, self.own = batches, loss, dict(about or {}), own or built_in(loss)
         self.load: Callable[[Checkpoint], nn.Module] | None = None  # puts another checkpoint into the same model
         self._test: Objective | None = None
         self.device = device_named(device)

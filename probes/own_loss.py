@@ -1,4 +1,7 @@
-"""A loss that the operator brings, `loss(model, batch)`, as a function of parameters that are passed in."""
+"""Losses that take the model and a whole batch, as functions of parameters that are passed in.
+
+One is what the operator brings, `loss(model, batch)`; the other is that of pairs of image and caption.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from probes.clip import as_captions, is_scorer
 from probes.errors import ObjectiveError
 from probes.fitting import Fit
 from probes.losses import Tally
-from probes.specs import ModelSpec
+from probes.specs import LossName, ModelSpec
 from probes.strict import strict
 
 Batch = tuple[Tensor, Tensor]
@@ -69,6 +73,43 @@ class OwnLoss:
                 "each alone; it must return the mean over the examples of the batch, each with the same weight."
             )
         return Fit(inputs, targets, ())
+
+
+def _distance(model: nn.Module, batch: Batch) -> Tensor:
+    cosines: Tensor = 1 - model(*batch)
+    return cosines.mean()
+
+
+@dataclass(frozen=True, eq=False)
+class PairLoss(OwnLoss):
+    """1 - the cosine of an image (inputs) and its caption (targets: token ids); each pair on its own.
+
+    CLIP is trained by setting the pairs of a batch against one another; such a loss depends on who shares the batch.
+    """
+
+    function: Callable[[nn.Module, Batch], Tensor] = _distance
+
+    def tally(self, model: nn.Module, values: Mapping[str, Tensor], batch: Batch) -> Tally:
+        """Return the loss of each pair."""
+        losses = 1 - functional_call(model, dict(values), batch).double()
+        return Tally(torch.ones_like(losses, dtype=torch.int64), losses, None)
+
+    def fit(self, model: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Fit:
+        """Check that these are pairs and that the model takes them; raises ObjectiveError or DataError."""
+        if not is_scorer(model):
+            raise ObjectiveError(
+                f"This loss needs a CLIP model, which has a tower for images and one for captions; the model is a "
+                f"{type(model).__name__}. Choose another loss, or bring the Hugging Face folder of a CLIP model."
+            )
+        captions = as_captions(model, inputs, targets)
+        with torch.no_grad(), strict(model):
+            self.tally(model, values, (inputs[:2], captions[:2]))
+        return Fit(inputs, captions, ())
+
+
+def built_in(loss: LossName) -> OwnLoss | None:
+    """Return the loss of this name that takes the model itself; None for those that take its outputs."""
+    return PairLoss() if loss == "caption_distance" else None
 
 
 def own_loss_of(spec: ModelSpec) -> OwnLoss:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 ModelSource = Literal["catalogue", "text", "hugging_face", "library", "operator", "trusted"]
 DataFormat = Literal["auto", "idx", "npz", "images", "table", "text", "dataset", "tokens16", "tokens32", "operator"]
-LossName = Literal["cross_entropy", "mse", "bce_with_logits", "causal_lm", "operator"]
+LossName = Literal["cross_entropy", "mse", "bce_with_logits", "causal_lm", "caption_distance", "operator"]
 
 LOSSES: tuple[LossName, ...] = get_args(LossName)[:-1]  # those that need no file of the operator
 LOSS_TITLES: Mapping[LossName, str] = {
@@ -21,6 +21,7 @@ LOSS_TITLES: Mapping[LossName, str] = {
     "mse": "Mean squared error",
     "bce_with_logits": "Binary cross-entropy with logits",
     "causal_lm": "Causal language model (cross-entropy of the next token)",
+    "caption_distance": "Image and caption (1 - cosine, of CLIP)",
     "operator": "The operator's own loss(model, batch)",
 }
 

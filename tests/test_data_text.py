@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
-from probes.data import context_of, preview, read_batches
+from probes.data import preview, read_batches
 from probes.errors import DataError
 from probes.specs import DataSpec, ModelSpec
+from probes.token_tables import context_of
 
 
 def text(tmp_path, content, name="t.txt", **options):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from probes.data import preview, read_batches, vocabulary_of
+from probes.data import preview, read_batches
 from probes.dataset.examples import Own
 from probes.errors import DataError
 from probes.specs import DataFormat, DataSpec, ModelSpec
+from probes.token_tables import vocabulary_of
 
 GPT2, LLAMA3 = (20240520, 1, "<u2"), (20240801, 7, "<u4")
 

@@ -117,6 +117,8 @@ def usual_loss(bench: Bench) -> LossName:
     if found is None:
         following = bench.data is not None and bench.data.format in ("text", "tokens16", "tokens32")
         return "causal_lm" if following else "cross_entropy"
+    if found.get("targets") == "captions":
+        return "caption_distance"
     if found.get("targets") == "next tokens" or found["about"].get("format") == "text":
         return "causal_lm"
     if found["classes"]:

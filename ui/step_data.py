@@ -26,7 +26,7 @@ FORMATS: Mapping[DataFormat, str] = {
     "auto": "Recognise by content",
     "idx": "MNIST-style IDX pair",
     "npz": "NumPy .npz",
-    "images": "Images by class, or with labels.csv (zip)",
+    "images": "Images by class, or with labels.csv or captions.csv (zip)",
     "dataset": "Hugging Face dataset, saved to disk (zip)",
     "table": "Table (CSV, Parquet)",
     "text": "Text or JSONL",
@@ -35,8 +35,8 @@ FORMATS: Mapping[DataFormat, str] = {
     "operator": "A module of this server",
 }
 HINT = (
-    "or drop data here: IDX (.gz), .npz, images (a zip with class folders or a labels.csv), a saved Hugging Face "
-    "dataset (zip), CSV, Parquet, JSONL, text, or a .bin of tokens."
+    "or drop data here: IDX (.gz), .npz, images (a zip with class folders, a labels.csv or a captions.csv), a saved "
+    "Hugging Face dataset (zip), CSV, Parquet, JSONL, text, or a .bin of tokens."
 )
 
 
@@ -112,7 +112,10 @@ def _fields(bench: Bench, now: DataSpec) -> Any:
     mean = one.text_input("Mean", _numbers(now.mean), placeholder="none", help="Per channel, for inputs in [0, 1].")
     std = two.text_input("Standard deviation", _numbers(now.std), placeholder="none", help="Per channel.")
     label = three.text_input(
-        "Label column", now.label, placeholder="label, y or target", help="Of tables, datasets, JSONL and labels.csv."
+        "Label column",
+        now.label,
+        placeholder="label, y or target",
+        help="Of tables, datasets, JSONL, labels.csv and captions.csv.",
     )
     tokenizer, context = _text_fields(now)
     classes = _class_field(now)

@@ -122,7 +122,9 @@ def check_device(device: str) -> None:
 
 
 def loss_of(batches: Batches) -> LossName:
-    """Choose the loss by the targets: next tokens, classes, or values."""
+    """Choose the loss by the targets: captions, next tokens, classes, or values."""
+    if batches.captions:
+        return "caption_distance"
     if not batches.inputs.is_floating_point() and batches.targets.ndim == 2:
         return "causal_lm"
     return "mse" if batches.targets.is_floating_point() else "cross_entropy"
@@ -211,7 +213,8 @@ def _data(chosen: argparse.Namespace) -> DataSpec:
 
 def _read(data: DataSpec, model: ModelSpec, checkpoint: Checkpoint, say: Say, what: str) -> Batches:
     own = own_of(model, checkpoint)
-    batches = read_batches(data, {}, own.context, own.tokenizer, own.vocabulary, own.classes)
+    brought = (own.context, own.tokenizer, own.vocabulary, own.classes, own.preprocessing)
+    batches = read_batches(data, {}, *brought)
     total = batches.about["of"]
     order = "" if data.shuffle is None else f", in the order of seed {data.shuffle}"
     say(f"{what}: {len(batches):,} of {total:,} examples of {', '.join(batches.about['source'])}{order}.")

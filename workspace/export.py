@@ -173,6 +173,7 @@ model["folder"] = str(FILES.get(model.get("folder", ""), model.get("folder", "")
 data["files"] = [str(FILES.get(each, each)) for each in data["files"]]
 spec = ModelSpec.from_json(model)
 own = own_of(spec, checkpoints[0])
-batches = read_batches(DataSpec.from_json(data), {{}}, own.context, own.tokenizer, own.vocabulary, own.classes)
+brought = (own.context, own.tokenizer, own.vocabulary, own.classes, own.preprocessing)
+batches = read_batches(DataSpec.from_json(data), {{}}, *brought)
 objective = build_objective(spec, checkpoints[0], batches, {loss}, dtype={dtype})
 """

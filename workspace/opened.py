@@ -42,16 +42,18 @@ def on_base(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
 
 
 def own_of(model: ModelSpec, checkpoint: Checkpoint) -> Own:
-    """Return what model and checkpoint know that data may need: context, vocabulary, tokenizer, names of classes."""
-    from probes.data import context_of, vocabulary_of
+    """Return what model and checkpoint know that data may need: context, vocabulary, tokenizer, classes, sizes."""
     from probes.dataset.examples import Own
+    from probes.dataset.preprocessing import FILE, preprocessing_of
+    from probes.token_tables import context_of, vocabulary_of
 
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     beside = [Path(model.folder)] if model.source == "hugging_face" and model.folder else []
     beside += [checkpoint.path.parent] if TOKENIZER in checkpoint.texts else []
     tokenizer = next((home / TOKENIZER for home in beside if (home / TOKENIZER).is_file()), None)
     classes = classes_of(checkpoint.texts.get(CONFIG, b"{}"))
-    return Own(context_of(model, shapes), vocabulary_of(model, shapes), tokenizer, classes)
+    preprocessing = preprocessing_of(checkpoint.texts.get(FILE, b""))
+    return Own(context_of(model, shapes), vocabulary_of(model, shapes), tokenizer, classes, preprocessing)
 
 
 def classes_of(config: bytes) -> tuple[str, ...]:

@@ -208,7 +208,9 @@ def _objective(payload: Payload, checkpoint: Checkpoint, store: Store) -> Object
     own = own_of(model, checkpoint)
 
     def batches(which: str) -> Batches:
-        return read_batches(*_data(payload, store, which), own.context, own.tokenizer, own.vocabulary, own.classes)
+        spec, names = _data(payload, store, which)
+        brought = (own.context, own.tokenizer, own.vocabulary, own.classes, own.preprocessing)
+        return read_batches(spec, names, *brought)
 
     dtype = payload.get("options", {}).get("dtype", "float32")
     objective = build_objective(model, checkpoint, batches("data"), payload["loss"], dtype=dtype)

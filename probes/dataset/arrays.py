@@ -14,6 +14,7 @@ import numpy as np
 
 from probes.dataset.examples import Examples, Own, from_array, numbered
 from probes.dataset.files import Array, Source, check_budget, open_zip, read_member, short, shown, words
+from probes.dataset.pairs import check_arrays, pairs_of_arrays
 from probes.dataset.roles import ID_FIELDS
 from probes.dataset.tokens import IGNORED, Tokens, context_for, labelled, sequences, shower
 from probes.errors import DataError
@@ -23,6 +24,7 @@ IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 INPUT_NAMES = ("images", "x", "X", "data")
 TARGET_NAMES = ("labels", "y", "targets")
 NAMES = ("ids", "id")
+CAPTIONS = "captions"
 HEADER_ERRORS = (
     ValueError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError, LookupError, AttributeError,
     tokenize.TokenError,
@@ -56,10 +58,15 @@ def read_idx(sources: tuple[Source, ...]) -> Examples:
 
 
 def read_npz(source: Source, spec: DataSpec, own: Own) -> Examples:
-    """Read `images|x|X|data` and `labels|y|targets` of an .npz, or `input_ids`, without ever unpickling."""
+    """Read `images|x|X|data` and `labels|y|targets` of an .npz, or `input_ids`, without ever unpickling.
+
+    Images with `input_ids` or `captions` are pairs.
+    """
     with open_zip(source) as (archive, members):
         arrays = {each.filename.removesuffix(".npy"): each for each in members if each.filename.endswith(".npy")}
         fields = [each for each in ID_FIELDS if each in arrays]
+        if (fields or CAPTIONS in arrays) and any(each in arrays for each in INPUT_NAMES):
+            return _pairs(source, spec, own, {name: _read_npy(archive, each, source) for name, each in arrays.items()})
         if fields:
             used = [each for each in (*fields, "labels", "label", "attention_mask", *NAMES) if each in arrays]
             found = {each: _read_npy(archive, arrays[each], source) for each in used}
@@ -75,6 +82,16 @@ def read_npz(source: Source, spec: DataSpec, own: Own) -> Examples:
         )
     left_out = [shown(each) for each in sorted(set(arrays) - {inputs, targets, *named[:1]})]
     return array_examples("npz", source.stem, x, y, {"arrays": [inputs, targets], "not_used": left_out}, ids)
+
+
+def _pairs(source: Source, spec: DataSpec, own: Own, found: dict[str, Array]) -> Examples:
+    images = next(found[each] for each in INPUT_NAMES if each in found)
+    ids = next((found[each] for each in ID_FIELDS if each in found), None)
+    check_arrays(source, ids, found.get(CAPTIONS))
+    names = next((_names(source, found[each], len(images)) for each in NAMES if each in found and images.ndim), ())
+    made = pairs_of_arrays(source, images, ids, found.get(CAPTIONS), spec, own, names)
+    known = (*INPUT_NAMES, *ID_FIELDS, *NAMES, CAPTIONS)
+    return replace(made, about={**made.about, "not_used": [shown(each) for each in sorted(set(found) - set(known))]})
 
 
 def array_examples(

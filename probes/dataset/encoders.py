@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from probes.dataset.files import Array, short, shown, words
 from probes.errors import DataError
@@ -45,7 +45,7 @@ def encoder_of(name: str, choice: str, own: Path | None, text: str) -> Encoder:
     tokenizer = read_tokenizer(name, path)
     owner = "tokenizer.json of the checkpoint" if choice == "auto" else shown(path.name)
     return Encoder(
-        lambda each: np.array(_encoded(name, tokenizer, each), np.int32),
+        lambda each: np.array(encoded_by(name, tokenizer, each).ids, np.int32),
         lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
         {"tokenizer": owner, "vocabulary": tokenizer.get_vocab_size()},
         _padding(path, tokenizer),
@@ -75,9 +75,10 @@ def read_tokenizer(name: str, path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _encoded(name: str, tokenizer: Tokenizer, text: str) -> list[int]:
+def encoded_by(name: str, tokenizer: Tokenizer, text: str) -> Encoding:
+    """Encode a text; DataError, naming the data, where the tokenizer fails."""
     try:
-        return list(tokenizer.encode(text).ids)
+        return tokenizer.encode(text)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise

@@ -21,8 +21,8 @@ from probes.errors import DataError
 from probes.specs import DataFormat, DataSpec
 
 KNOWN = (
-    "IDX (MNIST), .npz, a zip or folder of images by class or with a labels.csv, a data set that the datasets library "
-    "saved to disk, CSV, Parquet, JSONL, text, or a .bin of tokens"
+    "IDX (MNIST), .npz, a zip or folder of images by class or with a labels.csv or captions.csv, a data set "
+    "that datasets saved to disk, CSV, Parquet, JSONL, text, or a .bin of tokens"
 )
 SINGLE = "a single image: give a zip or folder with one folder of images for each class"
 FOREIGN: Mapping[bytes, str] = {
@@ -113,7 +113,7 @@ def _read(kind: str, sources: tuple[Source, ...], spec: DataSpec, own: Own) -> E
     if kind == "npz":
         return read_npz(source, spec, own)
     if kind == "images":
-        return read_images(source, spec)
+        return read_images(source, spec, own)
     if kind == "dataset":
         return read_saved(source, spec, own)
     if kind in FORCED:

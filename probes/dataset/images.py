@@ -1,4 +1,4 @@
-"""Read images from a zip or a folder: one folder for each class, or a labels.csv beside them.
+"""Read images from a zip or a folder: one folder for each class, or a list of labels or captions beside them.
 
 Only the chosen images are opened; nothing is unpacked to disk.
 """
@@ -11,9 +11,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from probes.dataset.examples import Examples, Taken
+from probes.dataset.captions import is_caption_list
+from probes.dataset.examples import Examples, Own, Taken
 from probes.dataset.files import Array, Source, shown
 from probes.dataset.label_lists import LabelList, is_label_list, read_label_list
+from probes.dataset.pairs import read_pairs
 from probes.dataset.pictures import MAX_IMAGE_BYTES, stack
 from probes.dataset.splits import SPLITS, choose_split
 from probes.dataset.trees import Tree, tree_of
@@ -28,8 +30,8 @@ def is_image_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in ENDINGS
 
 
-def read_images(source: Source, spec: DataSpec) -> Examples:
-    """Read a zip or a folder; classes are the sorted folder names, or what labels.csv says.
+def read_images(source: Source, spec: DataSpec, own: Own) -> Examples:
+    """Read a zip or a folder; classes are the sorted folder names, or what labels.csv says; or there are captions.
 
     Folders named after splits (train, test, ...) around the classes are one of them, `spec.split`.
     """
@@ -43,17 +45,26 @@ def read_images(source: Source, spec: DataSpec) -> Examples:
     split, splits, doubts = _split(source, spec, tree.names)
     if split:
         members = [each for each in members if _below(each, split)]
-    lists = [each for each in tree.names if is_label_list(each) and (not split or _below(each, split))]
-    made = _listed(tree, members, lists, spec) if lists else _by_folder(tree, members)
+    below = [each for each in tree.names if not split or _below(each, split)]
+    captions = [each for each in below if is_caption_list(each)]
+    lists = captions or [each for each in below if is_label_list(each)]
+    if len(lists) > 1:
+        named = ", ".join(map(shown, lists[:4]))
+        raise DataError(f"{source.name} holds {len(lists)} lists of {_what(captions)} ({named}). Keep one.")
+    if captions:
+        made = read_pairs(tree, captions[0], members, spec, own)
+    else:
+        made = _listed(tree, members, lists[0], spec) if lists else _by_folder(tree, members)
     about = {"split": PurePosixPath(split).name, "splits": splits} if splits else {}
     return replace(made, doubts=(*doubts, *made.doubts), about={**made.about, **about})
 
 
-def _listed(tree: Tree, members: list[str], lists: list[str], spec: DataSpec) -> Examples:
-    if len(lists) != 1:
-        named = ", ".join(map(shown, lists[:4]))
-        raise DataError(f"{tree.source.name} holds {len(lists)} lists of labels ({named}). Keep one.")
-    found = read_label_list(tree, lists[0], members, spec.label)
+def _what(captions: list[str]) -> str:
+    return "captions" if captions else "labels"
+
+
+def _listed(tree: Tree, members: list[str], list_: str, spec: DataSpec) -> Examples:
+    found = read_label_list(tree, list_, members, spec.label)
     return replace(_examples(tree, list(found.images), "labels.csv"), labels=found.labels, about=_about(found))
 
 
@@ -101,7 +112,7 @@ def _split(source: Source, spec: DataSpec, names: tuple[str, ...]) -> tuple[str,
     if not tops or not all(each.lower() in SPLITS for each in tops):
         return _without(source, spec)
     deep = all(len(each) > level + 2 for each in images)
-    lists = [PurePosixPath(each).parts for each in names if is_label_list(each)]
+    lists = [PurePosixPath(each).parts for each in names if is_label_list(each) or is_caption_list(each)]
     listed = {each[level] for each in lists if len(each) == level + 2}
     if not deep and not tops <= listed:
         return _without(source, spec)

@@ -7,7 +7,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,21 @@ class Picture:
     was: str  # Pillow's mode
     lossy: str  # "JPEG", "WebP" or ""
 
+    def coloured(self) -> Array:
+        """Return the pixels as (H, W, 3)."""
+        return self.pixels if self.pixels.ndim == 3 else np.repeat(self.pixels[:, :, None], 3, axis=2)
+
 
 def stack(source: str, names: list[str], contents: Iterator[bytes]) -> Taken:
     """Decode images of one size into (N, H, W) or (N, H, W, 3) uint8; raises DataError by the image's name."""
+    return stacked(source, names, (decode(name, content) for name, content in zip(names, contents, strict=True)))
+
+
+def stacked(source: str, names: list[str], decoded: Iterable[Picture]) -> Taken:
+    """Lay images of one size on one another, (N, H, W) or (N, H, W, 3) uint8; raises DataError by the image's name."""
     pictures: list[Picture] = []
     held = 0
-    for name, content in zip(names, contents, strict=True):
-        picture = decode(name, content)
+    for name, picture in zip(names, decoded, strict=True):
         held += picture.pixels.nbytes
         if pictures and picture.pixels.shape[:2] != pictures[0].pixels.shape[:2]:
             raise DataError(
@@ -51,7 +59,7 @@ def stack(source: str, names: list[str], contents: Iterator[bytes]) -> Taken:
             raise DataError(f"{source}: the chosen images unpack to over {words(MAX_BYTES)}. Choose fewer.")
         pictures.append(picture)
     grey = all(each.pixels.ndim == 2 for each in pictures)
-    arrays = [each.pixels if grey else _coloured(each.pixels) for each in pictures]
+    arrays = [each.pixels if grey else each.coloured() for each in pictures]
     return Taken(np.stack(arrays), _doubts(pictures, grey))
 
 
@@ -134,10 +142,6 @@ def _lossy(format: str, content: bytes) -> str:
             return "WebP" if chunk == b"VP8 " else ""
         at += 8 + size + size % 2
     return "WebP"
-
-
-def _coloured(pixels: Array) -> Array:
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
 def _size(picture: Picture) -> str:

@@ -107,12 +107,20 @@ def copy_doubts(about: dict[str, Any]) -> tuple[str, ...]:
     return tuple(doubts)
 
 
-def samples(found: Examples, chosen: Array, raw: Array, labels: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return id, label and plain text of each example; images have no text."""
+def samples(
+    found: Examples, chosen: Array, raw: Array, labels: Sequence[Any], texts: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return id, label and plain text of each example; images have none but that of their captions (`texts`)."""
     rows = []
     for place, index in enumerate(chosen):
         label = labels[place] if place < len(labels) else None
-        rows.append({"id": found.name_of(int(index)), "label": label, "text": _text(found, raw[place])})
+        rows.append(
+            {
+                "id": found.name_of(int(index)),
+                "label": label,
+                "text": texts[place] if texts else _text(found, raw[place]),
+            }
+        )
     return rows
 
 

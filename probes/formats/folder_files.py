@@ -30,7 +30,7 @@ _STATE = re.compile(
 _SUFFIX = re.compile(r"\.(safetensors|pth|ckpt|bin|pt)(\.|$)")
 _SMALL = (
     "config.json", "adapter_config.json", "trainer_state.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
+    "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt", "preprocessor_config.json",
 )  # fmt: skip
 
 
