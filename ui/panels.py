@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from analyzers._base import Result
-from ui import exports
+from ui import exports, pinning
 from ui.text import as_list, as_text, duration, moment
 from workspace.export import PLOT_CONFIG, as_filename
 from workspace.jobs import Job
@@ -41,12 +41,20 @@ def figures(
 ) -> None:
     """Draw figures of a result, each with its exports; view: how they are drawn (see `requests.figures_of`)."""
     for name, figure in drawn.items():
-        picture = {"format": exports.camera(name), "scale": 2, "filename": as_filename(name)}
-        config = {**PLOT_CONFIG, "toImageButtonOptions": picture}
-        words = name.replace("_", " ")
-        height = int(figure.layout.height or HEIGHT)
-        st.plotly_chart(figure, theme=None, height=height, config=config, key=f"figure-{name}", alt=words)
-        exports.panel(job, result, name, figure, tables.get(name), view)
+        plot(name, figure, f"figure-{name}")
+        left, right = st.columns([6, 1])
+        with right:
+            pinning.button(job, name, view)
+        with left:
+            exports.panel(job, result, name, figure, tables.get(name), view)
+
+
+def plot(name: str, figure: go.Figure, key: str) -> None:
+    """Draw one figure; the camera above it saves it under its name."""
+    picture = {"format": exports.camera(name), "scale": 2, "filename": as_filename(name)}
+    config = {**PLOT_CONFIG, "toImageButtonOptions": picture}
+    height = int(figure.layout.height or HEIGHT)
+    st.plotly_chart(figure, theme=None, height=height, config=config, key=key, alt=name.replace("_", " "))
 
 
 def tables(found: Mapping[str, pd.DataFrame]) -> None:

@@ -20,7 +20,6 @@ from ui.ready import Laid, Ready, laid, ready
 from ui.shell import WORKBENCH
 from ui.state import jobs, key_for, partial_of, result_of
 from ui.text import as_list, as_text, duration, moment
-from workspace.export import PLOT_CONFIG
 from workspace.jobs import Job, JobSpec
 from workspace.requests import analysis
 
@@ -76,8 +75,7 @@ def _so_far(job: Job, analyzer: type[Analyzer]) -> None:
         return
     st.caption("So far; the run goes on and refines this.")
     for name, figure in result.figures().items():
-        height = int(figure.layout.height or panels.HEIGHT)
-        st.plotly_chart(figure, theme=None, height=height, config=PLOT_CONFIG, key=f"so-far-{name}", alt=name)
+        panels.plot(name, figure, f"so-far-{name}")
 
 
 def history(analyzer: type[Analyzer]) -> list[Job]:

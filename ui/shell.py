@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKBENCH = "pages/workbench.py"
 JOBS = "pages/jobs.py"
 RUN = "pages/training_run.py"
+REVIEWS = "pages/reviews.py"
 HEADINGS = {"hessian_spectrum": "Curvature"}  # in the side bar, where neither a run nor a pair is asked for
 PAIRS = "Between checkpoints"
 WHOLE_RUN = "What has been measured of this training run, on one time axis?"
@@ -26,6 +27,7 @@ def navigation() -> StreamlitPage:
     st.logo(str(ROOT / "assets" / "logo.svg"), icon_image=str(ROOT / "assets" / "icon.svg"), size="large")
     bench = st.Page(WORKBENCH, title="Workbench", icon=":material/build:", default=True)
     queue = st.Page(JOBS, title="Jobs", icon=":material/list_alt:")
+    kept = st.Page(REVIEWS, title="Pinned", icon=":material/keep:")
     whole = st.Page(RUN, title="The whole run", help=WHOLE_RUN, icon=":material/stacked_line_chart:")
     pages: dict[str, list[StreamlitPage]] = {"": [bench], "Curvature": [], "Training run": [whole], PAIRS: []}
     for name, analyzer in catalogue().items():
@@ -33,7 +35,7 @@ def navigation() -> StreamlitPage:
             path, icon = f"pages/{name}.py", ":material/monitoring:"
             one = st.Page(path, title=analyzer.title, help=analyzer.question, icon=icon)
             pages.setdefault(heading_of(analyzer), []).append(one)
-    return st.navigation({**pages, "Engine": [queue]})
+    return st.navigation({**pages, "Team": [kept], "Engine": [queue]})
 
 
 def heading_of(analyzer: type[Analyzer]) -> str:
