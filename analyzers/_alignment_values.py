@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from analyzers._alignment_statistics import Moments, auroc, best_of, moments
 from analyzers._base import Arrays
+from analyzers._examples import class_name, number
 
 if TYPE_CHECKING:
     from probes.alignment import Flip, Plan
@@ -127,8 +127,8 @@ def examples_of(seen: Seen, count: int) -> tuple[list[dict[str, Any]], NDArray[n
         {
             "id": objective.batches.ids[row],
             "checkpoint": seen.names[-1],
-            "label": _class(labels[row], classes),
-            "prediction": _class(last["predicted"][row], classes),
+            "label": class_name(labels[row], classes),
+            "prediction": class_name(last["predicted"][row], classes),
             "loss": number(last["losses"][row]),
             "margin": number(last["margins"][row]),
             "alignment": number(last["exact"][row]),
@@ -250,17 +250,3 @@ def _flip(seen: Seen, flip: Flip) -> dict[str, Any]:
         "flipped_mean": [float(each[flip.flipped].mean()) for each in scores],
         "kept_mean": [float(each[~flip.flipped].mean()) for each in scores],
     }
-
-
-def number(value: float) -> float | None:
-    """Return a float for JSON, None for what is not finite."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _class(value: float, classes: tuple[str, ...]) -> str | int | float | None:
-    """Return the name of a class, its number where it has none, or a value that is no class."""
-    if not math.isfinite(value):
-        return None
-    if value != int(value):
-        return float(value)
-    return classes[int(value)] if 0 <= value < len(classes) else int(value)

@@ -15,23 +15,34 @@ if TYPE_CHECKING:
     from probes.data import Batches
 
 _ROUNDING = 1e-3  # how far a value may lie outside of [0, 1] after mean and std were undone in float32
+_PART = 512  # pictures that are looked at at a time
 
 
-def pictures_of(batches: Batches, rows: Sequence[int], side: int = 48) -> NDArray[np.uint8] | None:
+def pictures_of(
+    batches: Batches, rows: Sequence[int], side: int = 48, span: tuple[float, float] | None = None
+) -> NDArray[np.uint8] | None:
     """Return examples as pictures (K, H, W, 3), none larger than `side` pixels; None when they are no images.
 
-    Mean and std are undone. Values in [0, 1] are taken as brightness, others are stretched over the whole range of
-    these pictures. Of two channels the first is shown, in grey, and of more than three the first three.
+    Mean and std are undone. span: what is black and what is white, `span_of` more examples than these; None takes it
+    from these. Of two channels the first is shown, in grey, and of more than three the first three.
     """
-    if batches.inputs.ndim != 4 or not batches.inputs.is_floating_point():
+    if not _are_images(batches):
         return None
-    values = _undone(batches.inputs[list(rows)].double().numpy(), batches.about)
-    values = values[:, :3] if values.shape[1] >= 3 else np.repeat(values[:, :1], 3, axis=1)
-    if len(values) and not (values.min() >= -_ROUNDING and values.max() <= 1 + _ROUNDING):
-        low, high = values.min(), values.max()
-        values = (values - low) / ((high - low) or 1.0)
+    low, high = span or span_of(batches, rows)
+    values = _brightness(batches, rows)
+    values = (values - low) / ((high - low) or 1.0)
     pixels = np.rint(values.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     return _reduced(np.ascontiguousarray(pixels), side)
+
+
+def span_of(batches: Batches, rows: Sequence[int]) -> tuple[float, float]:
+    """Return what is black and what is white in these pictures: 0 and 1 where all lies between, else the range."""
+    ends = [(0.0, 1.0)] if not len(rows) else []
+    for start in range(0, len(rows), _PART):
+        values = _brightness(batches, rows[start : start + _PART])
+        ends.append((float(values.min()), float(values.max())))
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return (0.0, 1.0) if low >= -_ROUNDING and high <= 1 + _ROUNDING else (low, high)
 
 
 def texts_of(batches: Batches, rows: Sequence[int], most: int = 160) -> list[str] | None:
@@ -59,6 +70,15 @@ def _counted(batches: Batches, row: int) -> NDArray[np.int64]:
     predicted = np.flatnonzero(targets != -100)
     last = int(predicted[-1]) if len(predicted) else len(ids) - 1
     return np.append(ids[: last + 1], targets[last : last + 1][: len(predicted)])
+
+
+def _are_images(batches: Batches) -> bool:
+    return batches.inputs.ndim == 4 and batches.inputs.is_floating_point()
+
+
+def _brightness(batches: Batches, rows: Sequence[int]) -> NDArray[np.float64]:
+    values = _undone(batches.inputs[list(rows)].double().numpy(), batches.about)
+    return values[:, :3] if values.shape[1] >= 3 else np.repeat(values[:, :1], 3, axis=1)
 
 
 def _undone(values: NDArray[np.float64], about: Any) -> NDArray[np.float64]:
