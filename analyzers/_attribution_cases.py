@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from analyzers._attribution_answers import answer_at, answer_words
 from analyzers._attribution_asked import Edit
 from analyzers._attribution_choice import class_of, labels_of
+from analyzers._attribution_judged import is_answer
 from probes.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,10 +22,15 @@ if TYPE_CHECKING:
 SIDE = 512  # pixels that a picture is kept with at most
 
 
-def case_at(objective: Objective, row: int, aim: Target | None, position: int, edit: Edit, baseline: str) -> Case:
+def case_at(
+    objective: Objective, row: int, aim: Target | Literal["answer"] | None, position: int, edit: Edit, baseline: str
+) -> Case:
     """Return an example as it is after its edit; aim: None is what the model then predicts."""
     from probes.attribution import Target, case_of
 
+    if aim == "answer":
+        case = answer_at(objective, row, position)
+        return edited(case, edit, baseline) if edit else case
     following = objective.loss == "causal_lm"
     case = case_of(objective, row, aim or (Target(0, position) if following else Target(0)))
     if edit:
@@ -34,7 +41,7 @@ def case_at(objective: Objective, row: int, aim: Target | None, position: int, e
     return replace(case, target=Target(index, case.target.position), _kept={})
 
 
-def aim_of(objective: Objective, row: int, text: str, position: int) -> Target | None:
+def aim_of(objective: Objective, row: int, text: str, position: int) -> Target | Literal["answer"] | None:
     """Return the target that is asked for, None for "predicted"; raise DataError where there is none such."""
     from probes.attribution import Target
 
@@ -43,6 +50,8 @@ def aim_of(objective: Objective, row: int, text: str, position: int) -> Target |
         raise DataError(f"The position is {position}, but only language models have one; give -1.")
     if asked == "predicted":
         return None
+    if asked == "answer":
+        return "answer"
     if asked != "label":
         return Target(_token(asked) if following else class_of(objective, asked), position)
     label = int(objective.targets[row, position]) if following and position != -1 else int(labels_of(objective)[row])
@@ -86,6 +95,7 @@ def described(case: Case, checkpoint: str, place: int) -> dict[str, Any]:
         "columns": list(case.names) if case.kind == "table" else [],
         "raw": [float(each) for each in case.raw[0]] if case.kind == "table" else [],
         "text": _text(case) if text else None,
+        **(answer_words(case) if is_answer(case) else {}),
     }
 
 
@@ -155,9 +165,3 @@ def _text(case: Case) -> str | None:
     batches = replace(case.objective.batches, inputs=ids, targets=case.objective.targets[:1].reshape(-1)[:1])
     found = texts_of(batches, [0], most=2000)
     return found[0] if found else None
-
-
-def named_targets(cases: Sequence[Mapping[str, Any]]) -> str:
-    """Say which targets are explained, fit for a title once it is escaped."""
-    names = list(dict.fromkeys(str(each["target_name"]) for each in cases))
-    return names[0] if len(names) == 1 else f"{len(names)} targets"

@@ -6,15 +6,18 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from analyzers._attribution_answers import answer_record
 from analyzers._attribution_asked import MOST_EXAMPLES, MOST_METHODS, Edit, edit_asked, methods_asked, settings_of
 from analyzers._attribution_cases import aim_of, case_at, described, pictures
 from analyzers._attribution_choice import rows_asked
-from analyzers._attribution_records import Record, from_arrays, made, refused, with_arrays
+from analyzers._attribution_judged import checked, is_answer, joined, judged, nulls
+from analyzers._attribution_records import Record, from_arrays, head_of, made, refused, with_arrays
 from analyzers._base import Arrays, Result, Tick
 from probes.errors import DataError
 
@@ -42,14 +45,22 @@ class Found:
     cases: list[dict[str, Any]] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
     arrays: dict[str, Array] = field(default_factory=dict)
+    sanity_layers: list[str] = field(default_factory=list)
 
     def take(self, record: Record, case: int) -> None:
         """Put a map in its place."""
         number = len(self.maps)
         names = {name: f"{name}_{number}" for name in record.arrays}
         more = {"array": names.get("map"), "stderr": names.get("stderr")}
-        self.maps.append({"case": case, **record.about, **more})
+        about = dict(record.about)
+        self.sanity_layers = about.pop("sanity_layers", None) or self.sanity_layers
+        self.maps.append({"case": case, **about, **more})
         self.arrays |= {names[name]: each for name, each in record.arrays.items()}
+
+    def take_nulls(self, record: Record, case: int) -> None:
+        """Put the curves that the maps of a case have to beat in their place."""
+        self.cases[case]["curves"] = {name: each for name, each in record.about.items() if name != "areas"}
+        self.arrays |= {f"{name}_{case}": each for name, each in record.arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class _Asked:
     settings: Settings
     edit: Edit
     rows: tuple[int, ...]
-    aims: tuple[Target, ...]
+    aims: tuple[Target | Literal["answer"], ...]
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,10 @@ class Part:
     def __call__(self, share: float, doing: str, seconds_left: float | None = None) -> None:  # noqa: ARG002
         """Report the share of the part."""
         self.tick(self.start + self.width * min(max(share, 0.0), 1.0), f"{self.words}: {doing}")
+
+    def within(self, start: float, stop: float) -> Part:
+        """Return the tick of a part of this part."""
+        return replace(self, start=self.start + start * self.width, width=(stop - start) * self.width)
 
     def save(self, key: str, arrays: Arrays) -> None:
         """Keep arrays of this part."""
@@ -133,10 +148,11 @@ def _asked(options: Attribution, objective: Objective, checkpoints: tuple[Checkp
             f"{len(checkpoints)} checkpoints, {len(rows)} examples and {len(names)} methods are {count:,} maps; one "
             f"run makes {MOST_MAPS:,} at most. Choose fewer."
         )
-    aims = []
+    aims: list[Target | Literal["answer"]] = []
     for row in rows:
         aim = aim_of(last, row, options.target, options.position)
-        aims.append(case_at(last, row, aim, options.position, edit, settings.baseline).target)
+        case = case_at(last, row, aim, options.position, edit, settings.baseline)
+        aims.append("answer" if aim == "answer" else case.target)
     return _Asked(names, settings, edit, rows, tuple(aims))
 
 
@@ -156,29 +172,59 @@ def _methods(
 ) -> None:
     """Make the maps of one case, or take those that were kept."""
     total, own = len(asked.rows) * len(found.checkpoints) * len(asked.methods), len(found.cases) - 1
-    content = (theta, _hash(case.raw), str(case.target), case.kind, str(case.objective.dtype))
+    content = f"{theta} {_hash(case.raw)} {found.cases[own]['target']} {case.target} {case.kind} {case.features.dtype}"
     about = json.dumps([asdict(asked.settings), options.judge, options.sanity], sort_keys=True)
+    null = Record({}, {})
+    if options.judge:
+        key = f"null-{_key(content, about)}"
+        null = _kept(key, kept, tick, lambda: nulls(case, asked.settings.seed))
+        found.take_nulls(null, own)
     for name in asked.methods:
-        key = f"map-{hashlib.sha256(' '.join((*content, name, about)).encode()).hexdigest()}"
+        key = f"map-{_key(content, name, about)}"
         words = f"{name}, example {case.row}"
         part = Part(tick, 0.02 + 0.98 * len(found.maps) / total, 0.98 / total, words, key)
         part(0.0, "begins")
-        if key not in kept:
-            saved = tick.load(key)
-            kept[key] = from_arrays(saved) if saved is not None else _record(options, case, name, asked.settings, part)
-            if saved is None:
-                tick.save(key, with_arrays(kept[key]))
-        found.take(kept[key], own)
+        record = _kept(key, kept, tick, partial(_record, options, case, name, asked.settings, part))
+        areas = null.about.get("areas", {}) if "map" in record.arrays else {}
+        found.take(Record({**record.about, **areas}, record.arrays), own)
 
 
-def _record(options: Attribution, case: Case, name: str, settings: Settings, part: Part) -> Record:  # noqa: ARG001
+def _kept(key: str, kept: dict[str, Record], tick: Tick, work: Callable[[], Record]) -> Record:
+    """Return what this attempt or an earlier one has kept under a key, or make and keep it."""
+    if key not in kept:
+        saved = tick.load(key)
+        kept[key] = work() if saved is None else from_arrays(saved)
+        if saved is None:
+            tick.save(key, with_arrays(kept[key]))
+    return kept[key]
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def _record(options: Attribution, case: Case, name: str, settings: Settings, part: Part) -> Record:
+    """Make a map and judge it; where the method refuses, keep the reason."""
     from probes.attribution import AttributionError, attribute, methods
 
     method = methods()[name]
+    shares = (0.4 if options.judge or options.sanity else 1.0, 0.5 if options.sanity else 1.0)
     try:
-        return made(method, attribute(case, name, settings, part))
+        doing = part.within(0.0, shares[0])
+        if is_answer(case):
+            found = answer_record(case, method, settings, doing, head_of(method, method.signed))
+        else:
+            found = made(method, attribute(case, name, settings, doing))
     except AttributionError as error:
         return refused(method, case, str(error))
+    values, more = found.arrays["map"], []
+    if not np.isfinite(values).all():
+        return found
+    if options.judge:
+        more.append(judged(case, name, settings, values, part.within(shares[0], shares[1])))
+    if options.sanity:
+        more.append(checked(case, name, settings, values, part.within(shares[1] if options.judge else shares[0], 1.0)))
+    return joined(found, *more)
 
 
 def _card(

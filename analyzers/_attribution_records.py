@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 JUDGED = (
     "insertion_auc", "deletion_auc", "insertion_auc_second", "deletion_auc_second", "random_insertion_auc",
     "random_insertion_auc_stderr", "random_deletion_auc", "random_deletion_auc_stderr", "edge_insertion_auc",
-    "edge_deletion_auc", "infidelity", "sensitivity_max", "sanity",
+    "edge_deletion_auc", "infidelity", "infidelity_stderr", "infidelity_unexplained", "sensitivity_max", "sanity",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class Record:
 def made(method: Method, found: Map) -> Record:
     """Keep a map that was made."""
     about = {
-        **_head(method, found.signed),
+        **head_of(method, found.signed),
         "badge": found.badge.verdict,
         "reasons": list(found.badge.reasons),
         "notes": list(found.notes),
@@ -44,7 +44,6 @@ def made(method: Method, found: Map) -> Record:
         "completeness_error": number(found.completeness_error),
         "evaluations": plain(found.about.get("evaluations")),
         "about": plain(dict(found.about)),
-        **dict.fromkeys(JUDGED),
     }
     arrays = {"map": found.values} | ({} if found.stderr is None else {"stderr": found.stderr})
     return Record(about, {name: _shaped(each) for name, each in arrays.items()})
@@ -53,13 +52,13 @@ def made(method: Method, found: Map) -> Record:
 def refused(method: Method, case: Case, reason: str) -> Record:
     """Keep the reason why there is no map."""
     about = {
-        **_head(method, method.signed),
+        **head_of(method, method.signed),
         "badge": "refused",
         "reasons": [reason],
         "notes": [],
         "score": number(case.score),
         "about": {},
-        **dict.fromkeys(("baseline", "baseline_score", "completeness_error", "evaluations", *JUDGED)),
+        **dict.fromkeys(("baseline", "baseline_score", "completeness_error", "evaluations")),
     }
     return Record(about, {})
 
@@ -94,9 +93,10 @@ def plain(value: Any) -> Any:
     return number(value) if isinstance(value, float | np.floating) else str(value)
 
 
-def _head(method: Method, signed: bool) -> dict[str, Any]:
+def head_of(method: Method, signed: bool) -> dict[str, Any]:
+    """Say which method it is; what nobody has judged is None."""
     known = {"method": method.name, "title": method.title, "family": method.family}
-    return {**known, "signed": bool(signed), "sampled": method.sampled}
+    return {**known, "signed": bool(signed), "sampled": method.sampled, **dict.fromkeys(JUDGED)}
 
 
 def _shaped(values: Array) -> Array:

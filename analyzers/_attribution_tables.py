@@ -6,9 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from analyzers._attribution_classes import class_table
 from analyzers._attribution_compared import run_table
+from analyzers._attribution_curves import METRICS, curve_rows
+from analyzers._attribution_panels import View
 from analyzers._base import Result
 
+AGREEMENT = {"correlation": "agreement", "low": "agreement_low", "high": "agreement_high"}
 LISTS = ("reasons", "notes")
 OF_A_CASE = (
     "checkpoint", "row", "id", "label_name", "prediction_name", "probability", "target_name",
@@ -23,7 +27,14 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
         found["features"] = pd.DataFrame(features(result))
     if len({each["checkpoint_index"] for each in values["cases"]}) > 2:
         found["run"] = pd.DataFrame(run_table(values, arrays))
-    return found
+    others = {
+        "curves": _curves(result),
+        "sanity": _sanity(result),
+        "agreement": _agreement(result),
+        "scoreboard": [_flat(each) for each in values["scoreboard"]],
+        "class_summary": class_table(values, arrays),
+    }
+    return found | {name: pd.DataFrame(rows) for name, rows in others.items() if rows}
 
 
 def features(result: Result) -> list[dict[str, Any]]:
@@ -48,3 +59,47 @@ def _map(cases: Any, each: dict[str, Any]) -> dict[str, Any]:
     left = {name: case[name] for name in OF_A_CASE}
     scalars = {name: value for name, value in each.items() if name not in ("about", "array", "stderr", "case", *LISTS)}
     return {**left, **scalars, **{name: " ".join(each[name]) for name in LISTS}}
+
+
+def _curves(result: Result) -> list[dict[str, Any]]:
+    rows = []
+    for each in curve_rows(result.values, result.arrays, View()):
+        case = result.values["cases"][each["case"]]
+        head = {"method": each["method"], "checkpoint": case["checkpoint"], "row": case["row"], "curve": each["way"]}
+        name = case["curves"]["baselines"][each["baseline"]]
+        for share, value in zip(each["shares"], each["curve"], strict=True):
+            rows.append({**head, "baseline": name, "share": float(share), case["curves"]["measure"]: float(value)})
+    return rows
+
+
+def _sanity(result: Result) -> list[dict[str, Any]]:
+    rows = []
+    for number, each in enumerate(result.values["maps"]):
+        found, errors = (result.arrays.get(f"{name}_{number}") for name in ("sanity", "sanity_stderr"))
+        if found is None or errors is None:
+            continue
+        case = result.values["cases"][each["case"]]
+        head = {"method": each["method"], "checkpoint": case["checkpoint"], "row": case["row"]}
+        for layer, value, error in zip(result.values["sanity_layers"], found, errors, strict=True):
+            rows.append({**head, "layer": layer, "correlation": float(value), "stderr": float(error)})
+    return rows
+
+
+def _agreement(result: Result) -> list[dict[str, Any]]:
+    names = result.values["agreement_methods"]
+    kept = {name: result.arrays.get(key) for name, key in AGREEMENT.items()}
+    return [
+        {"method": one, "other": two, **{name: float(each[i, j]) for name, each in kept.items() if each is not None}}
+        for i, one in enumerate(names) for j, two in enumerate(names) if i < j
+    ]  # fmt: skip
+
+
+def _flat(standing: dict[str, Any]) -> dict[str, Any]:
+    """Bring a row of the scoreboard into one level: the interval of each measure, the gains over the nulls."""
+    head = {name: standing[name] for name in ("method", "title", "n", "refused")}
+    for name in METRICS:
+        head |= {f"{name}_{end}" if end != "mean" else name: standing[name][end] for end in ("mean", "low", "high")}
+    for other, areas in standing["gains"].items():
+        for area, each in areas.items():
+            head |= {f"{area}_gain_over_{other}_{end}": each[end] for end in ("mean", "low", "high")}
+    return head

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from analyzers._attribution_records import plain
+from probes.errors import DataError
 
 if TYPE_CHECKING:
     from analyzers._attribution_measure import Found
@@ -28,8 +30,57 @@ def values_of(found: Found) -> tuple[dict[str, Any], dict[str, Array], tuple[str
         "edit": found.options.edit,
         "cases": list(cases),
         "maps": list(maps),
+        "sanity_layers": found.sanity_layers,
+        **scores_of(found),
+        **times_of(found),
     }
-    return values, dict(found.arrays), tuple(dict.fromkeys((*found.doubts, *caveats_of(found))))
+    names, arrays = agreement_of(found)
+    caveats = tuple(dict.fromkeys((*found.doubts, *caveats_of(found))))
+    return values | {"agreement_methods": names}, {**found.arrays, **_shares(found), **arrays}, caveats
+
+
+def scores_of(found: Found) -> dict[str, Any]:
+    """Return the scoreboard of the methods over all cases, and how its intervals were made."""
+    from probes.attribution.judging import scoreboard
+
+    board = scoreboard(found.maps, seed=found.options.seed)
+    return {"scoreboard": plain(board.to_json()), "scoreboard_words": board.words}
+
+
+def agreement_of(found: Found) -> tuple[list[str], dict[str, Array]]:
+    """Return the methods that made maps, and how they rank features alike: means and intervals, (M, M) each."""
+    from probes.attribution.judging import agreement
+
+    maps: list[dict[str, Array | None]] = [{} for _ in found.cases]
+    for each in found.maps:
+        if each["array"]:
+            maps[each["case"]][each["method"]] = found.arrays[each["array"]]
+    names = [name for name in found.methods if any(name in each for each in maps)]
+    if len(names) < 2:
+        return [], {}
+    rows = [{name: each.get(name) for name in names} for each in maps if each]
+    special = [case["special"] for case, each in zip(found.cases, maps, strict=True) if each]
+    table = agreement(rows, special=special, seed=found.options.seed).spearman
+    return names, {"agreement": table.mean, "agreement_low": table.low, "agreement_high": table.high}
+
+
+def times_of(found: Found) -> dict[str, Any]:
+    """Return the times of the checkpoints in the order given, where their files or names tell them in this order."""
+    from probes.series import series
+
+    try:
+        over = series(found.checkpoints)
+    except DataError:
+        return {}
+    return {"times": list(over.times), "unit": over.unit} if list(over.order) == sorted(over.order) else {}
+
+
+def _shares(found: Found) -> dict[str, Array]:
+    """Return the shares of the features at the points of the curves, where all cases have the same."""
+    each = [found.arrays[name] for name in (f"curve_shares_{case}" for case in range(len(found.cases)))
+            if name in found.arrays]  # fmt: skip
+    same = bool(each) and all(np.array_equal(one, each[0]) for one in each)
+    return {"curve_shares": each[0]} if same else {}
 
 
 def caveats_of(found: Found) -> list[str]:
@@ -50,14 +101,3 @@ def caveats_of(found: Found) -> list[str]:
             "are of one score."
         )
     return said
-
-
-def titles(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the methods of a result in their order, with their titles."""
-    return {each["method"]: each["title"] for each in values["maps"]}
-
-
-def maps_of(values: Mapping[str, Any], *, method: str | None = None, case: int | None = None) -> Sequence[Any]:
-    """Return the maps of a method, of a case, or of both."""
-    fits = lambda each: method in (None, each["method"]) and case in (None, each["case"])
-    return [each for each in values["maps"] if fits(each)]
