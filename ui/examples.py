@@ -23,6 +23,9 @@ HEADINGS = {  # in the order of the columns
     "alignment": "Alignment",
     "network_alignment": "In the whole network",
     "rise": "Rise of the loss",
+    "influence": "Influence",
+    "typical_influence": "On random examples",
+    "along": "Along the concept",
     "label": "Label",
     "prediction": "Prediction",
     "prediction_after": "Prediction after",
@@ -36,6 +39,9 @@ HELP = {
     "margin": "Logit of the label less the largest other logit: below zero the prediction is another class.",
     "alignment": "Cosine of minus its gradient and the weights: a negative one pulls against them.",
     "rise": "Loss after less loss before.",
+    "influence": "Above zero it helped the prediction that is explained, below zero it hurt it.",
+    "typical_influence": "Its mean influence on random examples: where it is as large, it matters to any prediction.",
+    "along": "Its activation along the concept's direction, in standard deviations of random examples from their mean.",
 }
 ROW, LARGE = 44, 240  # pixels: of a row with a picture, and of the picture looked at
 Example = Mapping[str, Any]
@@ -50,20 +56,47 @@ def draw(job: Job, result: Result) -> None:
     st.subheader(as_text(result.values.get("examples_title") or "Examples to check"), anchor=False)
     at = " and ".join(dict.fromkeys(str(each["checkpoint"]) for each in found if each.get("checkpoint")))
     st.caption(f"At {as_text(at)}. Choose a row to look at the example.")
-    places = range(len(found))
-    groups = list(dict.fromkeys(str(each.get("group", "")) for each in found))
-    for group, column in zip(groups, st.columns(len(groups)), strict=True):
-        with column:
-            if group:
-                st.markdown(f"**{as_text(group.capitalize())}**")
-            rows = [place for place in places if str(found[place].get("group", "")) == group]
-            chosen = _table(f"examples-{job.id[:8]}-{group}", found, rows, result.arrays)
-            if chosen is not None:
-                _closely(found[chosen], _picture(result.arrays, chosen))
+    explained = result.values.get("example")
+    if isinstance(explained, Mapping):
+        beside, lists = st.columns([1, 4])
+        with beside:
+            _explained(explained, result.arrays)
+        with lists:
+            _lists(job, found, result.arrays, stacked=True)
+    else:
+        _lists(job, found, result.arrays)
     stem = exports.stem_of(job, "examples-to-check")
     content = lambda: csv_of(table_of(found))
     row = st.container(horizontal=True)
     exports.save(row, "Examples to check as CSV", "csv", "examples", stem, content, "One row for each example.")
+
+
+def _lists(job: Job, found: Sequence[Example], arrays: Arrays, *, stacked: bool = False) -> None:
+    """Draw the examples of each group, the groups beside one another or stacked."""
+    groups = list(dict.fromkeys(str(each.get("group", "")) for each in found))
+    places: Sequence[Any] = [st.container() for _ in groups] if stacked else st.columns(len(groups))
+    for group, place in zip(groups, places, strict=True):
+        with place:
+            if group:
+                st.markdown(f"**{as_text(group.capitalize())}**")
+            rows = [at for at, each in enumerate(found) if str(each.get("group", "")) == group]
+            chosen = _table(f"examples-{job.id[:8]}-{group}", found, rows, arrays)
+            if chosen is not None:
+                _closely(found[chosen], _picture(arrays, chosen))
+
+
+def _explained(example: Example, arrays: Arrays) -> None:
+    """Draw the example that the listed ones are about."""
+    with st.container(border=True, key="example-explained"):
+        st.markdown(f"**{as_text(HEADINGS['id'])} {as_text(example.get('id', ''))}**")
+        if "example_picture" in arrays:
+            url = png_url(arrays["example_picture"][0], LARGE)
+            st.image(url, width="stretch", alt=as_text(example.get("id", "")))
+        st.markdown(_numbers(example))
+        if example.get("of"):
+            st.caption(f"Of {as_text(example['of'])}.")
+        if example.get("text"):
+            st.code(str(example["text"]), language=None, wrap_lines=True)
 
 
 def table_of(found: Sequence[Example]) -> pd.DataFrame:
@@ -118,14 +151,19 @@ def _closely(example: Example, picture: Any) -> None:
         row = st.container(horizontal=True, gap="medium")
         if picture is not None:
             row.image(png_url(picture, LARGE), width=LARGE, alt=as_text(example.get("id", "")))
-        rows = [
-            f"{HEADINGS[name]}: **{as_text(number(value) if isinstance(value, float) else value)}**"
-            for name in HEADINGS
-            if name not in ("id", "text", "group") and (value := example.get(name)) is not None
-        ]
-        row.markdown("  \n".join(rows))
+        row.markdown(_numbers(example))
         if example.get("text"):
             st.code(str(example["text"]), language=None, wrap_lines=True)
+
+
+def _numbers(example: Example) -> str:
+    """Return what is known of an example as lines of Markdown."""
+    rows = [
+        f"{HEADINGS[name]}: **{as_text(number(value) if isinstance(value, float) else value)}**"
+        for name in HEADINGS
+        if name not in ("id", "text", "group") and (value := example.get(name)) is not None
+    ]
+    return "  \n".join(rows)
 
 
 def _picture(arrays: Arrays, place: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from ui import pair_numbers
+from ui import example_numbers, pair_numbers
 from ui.cells import Cell
 from ui.text import as_text, number, percent, with_error
 
@@ -108,9 +108,11 @@ def _between(low: Any, high: Any) -> str:
 
 
 CELLS: Mapping[str, Callable[[Values], list[Cell]]] = {
+    "concepts": example_numbers.concepts,
     "gradient_alignment": _alignment,
     "gradient_statistics": _statistics,
     "grafting": pair_numbers.grafting,
+    "influence": example_numbers.influence,
     "layer_rotation": _rotation,
     "loss_path": pair_numbers.loss_path,
     "mode_connectivity": pair_numbers.connectivity,
