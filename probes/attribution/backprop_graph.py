@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 Role = Literal["linear", "pointwise", "max pool", "other"]
 
 # linear in all their differentiable inputs together
-_SUM_NAMES = """AccumulateGrad Add Sub Rsub Neg View UnsafeView ReshapeAlias Transpose T Permute Squeeze Unsqueeze Expand Select
-    Slice Narrow Index IndexSelect Gather Cat Stack Split SplitWithSizes SafeSplit Unbind Mean Sum AvgPool2D AvgPool3D
-    AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd ReflectionPad1D ReflectionPad2D
-    ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D UpsampleNearest1D UpsampleNearest2D
-    UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleLinear1D
-    UpsampleBilinear2D UpsampleBilinear2DAa UpsampleBicubic2D UpsampleTrilinear3D Clone Copy Contiguous ToCopy Alias
-    AsStrided Repeat Flip Roll PixelShuffle PixelUnshuffle Cumsum Diagonal Unfold Im2Col Col2Im Flatten Movedim
-    Trace"""
+_SUM_NAMES = """
+    AccumulateGrad Add Sub Rsub Neg View UnsafeView ReshapeAlias Transpose T Permute Squeeze Unsqueeze Expand Select
+    Slice Narrow Index IndexSelect Gather Cat Stack Split SplitWithSizes SafeSplit Unbind Mean Sum AvgPool2D
+    AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd ReflectionPad1D
+    ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D UpsampleNearest1D
+    UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D
+    UpsampleLinear1D UpsampleBilinear2D UpsampleBilinear2DAa UpsampleBicubic2D UpsampleTrilinear3D Clone Copy
+    Contiguous ToCopy Alias AsStrided Repeat Flip Roll PixelShuffle PixelUnshuffle Cumsum Diagonal Unfold Im2Col
+    Col2Im Flatten Movedim Trace
+"""
 _SUMS = frozenset(_SUM_NAMES.split())
 # linear in each of these inputs while the others are constant: of a product only one may depend on the features
 _FACTORS: dict[str, tuple[int, ...]] = {
