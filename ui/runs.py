@@ -9,8 +9,8 @@ from typing import Any
 import streamlit as st
 
 from analyzers._base import Analyzer, Result
+from ui import asked, pairs, panels, timeline
 from ui import bench as benches
-from ui import pairs, panels, specification, timeline
 from ui.bench import Bench
 from ui.forms import options_form
 from ui.pairs import judged
@@ -106,7 +106,7 @@ def _history(analyzer: type[Analyzer], job: Job | None) -> None:
         key=key,
         index=list(found).index(now) if now else None,
         format_func=lambda id: title_of(found[id]),
-        on_change=lambda: _go(analyzer, st.session_state[key]),
+        on_change=lambda: go(analyzer, st.session_state[key]),
         placeholder="Earlier runs",
     )
 
@@ -123,12 +123,12 @@ def _form(analyzer: type[Analyzer], bench_id: str, job: Job | None) -> None:
     if analyzer.roles:
         chosen = pairs.choose(analyzer.roles, bench, what, place)
     else:
-        chosen, fixed = (_series if analyzer.series else _one)(bench, what, place)
+        way = _series if analyzer.series else _several if analyzer.several else _one
+        chosen, fixed = way(bench, what, place)
     if analyzer.uses_test and isinstance(what, Ready):
         st.caption(as_text(pairs.test_words(what)))
     given = dict(job.payload["options"]) if job else {}
-    if any(each.name == "specification" for each in analyzer.options()) and isinstance(what, Ready) and chosen:
-        fixed["specification"] = specification.form(what, chosen[0], str(given.get("specification", "")), place)
+    fixed |= asked.options(analyzer, what, chosen, given, place)
     values = options_form(analyzer, given, place, tuple(fixed))
     key = f"run-{analyzer.name}"
     if st.button("Run", type="primary", icon=":material/play_arrow:", key=key, disabled=not chosen):
@@ -142,6 +142,23 @@ def _one(_bench: Bench, what: Laid, place: str) -> tuple[tuple[str, ...], dict[s
     with right:
         judged(what, checkpoint)
     return (checkpoint,), {}
+
+
+def _several(bench: Bench, what: Laid, place: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Choose any number of checkpoints, in the order of time; return them, and the options that follow from it."""
+    known = timeline.of(bench, what.checkpoints).checkpoints
+    chosen = st.multiselect(
+        "Checkpoints",
+        known,
+        default=known[-1:],
+        format_func=name_of,
+        key=key_for(f"{place}-several", known),
+        help="One; or two, to see the difference; or those of a training run.",
+    )
+    kept = tuple(each for each in known if each in chosen)
+    if kept:
+        judged(what, kept[-1])
+    return kept, {}
 
 
 def _series(bench: Bench, what: Laid, place: str) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -169,12 +186,12 @@ def _series(bench: Bench, what: Laid, place: str) -> tuple[tuple[str, ...], dict
 
 def _start(analyzer: type[Analyzer], what: Laid, checkpoints: tuple[str, ...], values: dict[str, Any]) -> None:
     try:
-        asked = analyzer(**values)
+        question_of = analyzer(**values)
     except ValueError as error:
         st.error(as_text(error))
         return
-    job = jobs().enqueue(question(asked, what, checkpoints))
-    _go(analyzer, job.id)
+    job = jobs().enqueue(question(question_of, what, checkpoints))
+    go(analyzer, job.id)
     st.rerun()
 
 
@@ -191,7 +208,8 @@ def question(asked: Analyzer, what: Laid, checkpoints: Sequence[str]) -> JobSpec
     return analysis(asked, checkpoints, what.model, what.data, what.loss, title, what.test)
 
 
-def _go(analyzer: type[Analyzer], id: str | None) -> None:
+def go(analyzer: type[Analyzer], id: str | None) -> None:
+    """Look at this run from now on, or at none."""
     st.session_state[f"last-run-{analyzer.name}"] = id
     if id:
         st.query_params["run"] = id

@@ -40,7 +40,31 @@ def _log(_result: Result) -> View:
     return {"log": st.toggle("Losses on a logarithmic axis", key="log", bind="query-params", help=told)}
 
 
+def _maps(result: Result) -> View:
+    """Choose what of an attribution is drawn, and how strongly."""
+    values, view = result.values, View()
+    methods = {each["method"]: each["title"] for each in values["maps"]}
+    places = st.columns(4, vertical_alignment="bottom")
+    if len(values["cases"]) > 1:
+        names = [f"{each['id']} · {each['checkpoint']}" for each in values["cases"]]
+        view["case"] = places[0].selectbox(
+            "Example", [None, *range(len(names))], format_func=lambda at: "All" if at is None else names[at], key="case"
+        )
+    if len(methods) > 1:
+        view["method"] = places[1].selectbox(
+            "Method", [None, *methods], format_func=lambda name: methods[name] if name else "All", key="method"
+        )
+    if values["kind"] == "image":
+        told = "Of the map over the picture."
+        view["opacity"] = places[2].slider("Opacity", 0.0, 1.0, 0.6, 0.05, key="opacity", help=told)
+    elif values["kind"] != "table":
+        view["words"] = places[2].toggle("Add tokens up to words", key="words", help="Sums keep completeness.")
+    view["absolute"] = places[3].toggle("Sizes only", key="absolute", help="Absolute values: for and against alike.")
+    return view
+
+
 VIEWS: Mapping[str, Callable[[Result], View]] = {
+    "attribution": _maps,
     "layer_rotation": _random_walk,
     "loss_path": _log,
     "mode_connectivity": _layer,
