@@ -37,6 +37,8 @@ NAMES = {  # analyzer -> what stands above its figures
     "loss_path": "Greatest rise (Δ)",
     "mode_connectivity": "Barrier on the curve",
     "grafting": "Weights for 95 %",
+    "influence": "Shared with random examples",
+    "concepts": "TCAV score",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_alignment": {"listed": 4, "flip": 0.2},
@@ -44,6 +46,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "loss_path": {"points": 7, "refine": 0},
     "mode_connectivity": {"points": 5, "restarts": 2, "curve": "bezier", "curve_epochs": 1, "curve_points": 5},
     "grafting": {"points": 4},
+    "influence": {"top": 3, "null_examples": 2},
+    "concepts": {"vectors": 10, "controls": 19, "listed": 2},
 }
 
 
@@ -63,9 +67,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def finished(store: Store, name: str, folder: Path, *, seed: int = 0) -> Job:  # noqa: F811
+def finished(store: Store, name: str, folder: Path, *, seed: int = 0, **options: Any) -> Job:  # noqa: F811
     """Run an analyzer here and lay its result into the workspace."""
-    analyzer = catalogue()[name](**OPTIONS.get(name, {}), **({"leave_out": f"x{seed}"} if seed else {}))
+    options = {**OPTIONS.get(name, {}), **options, **({"leave_out": f"x{seed}"} if seed else {})}
+    analyzer = catalogue()[name](**options)
     paths = [folder / f"{each}.safetensors" for each in ("epoch-0", "epoch-1", "epoch-2")]
     checkpoints = tuple(map(read_checkpoint, paths))
     data, objective = DataSpec((str(folder / "data.csv"),)), None
@@ -156,3 +161,33 @@ def test_what_does_not_stand_out_of_its_noise_has_its_bound() -> None:
     values |= {"theta": 0.5, "learning_rate": 0.0, "training_examples": 9}
     texts = {each.label: each.text for each in CELLS["gradient_statistics"](values)}
     assert (texts["Noise scale, last"], texts["Adequate batch, last"]) == ("above 50", "above 200")
+
+
+@pytest.mark.parametrize("method", ["tracin", "inverse fisher"])
+def test_the_prediction_that_is_explained_stands_beside_the_lists(store: Store, folder: Path, method: str) -> None:  # noqa: F811
+    job = finished(store, "influence", folder, method=method)
+    test = page("influence.py", run=job.id)
+    result = catalogue()["influence"].result.read(store.folder(job.id))
+    example = result.values["example"]
+    said = [each.value for each in test.markdown]
+    assert f"**Example {as_text(example['id'])}**" in said
+    assert any(f"Label: **{as_text(example['label'])}**" in each for each in said)
+    assert any(each.value == "Of the data themselves." for each in test.caption)
+    columns = ["id", "influence", "typical_influence"]
+    tables = [each.value for each in test.dataframe if list(each.value.columns)[:3] == columns]
+    shown = [each["influence"] for each in result.values["examples"]]
+    assert [value for table in tables for value in table["influence"]] == pytest.approx(shown)
+    labels = {each.label for each in test.metric}
+    assert ("Directions of the Fisher" in labels) == (method == "inverse fisher")
+
+
+def test_a_score_that_is_not_significant_is_not_shown(store: Store, folder: Path) -> None:  # noqa: F811
+    job = finished(store, "concepts", folder, concept="0-19")
+    result = catalogue()["concepts"].result.read(store.folder(job.id))
+    test = page("concepts.py", run=job.id)
+    metrics = {each.label: each.value for each in test.metric}
+    assert result.values["scores"] == [None]
+    assert metrics["TCAV score"] == "insignificant"
+    groups = [each["group"] for each in result.values["examples"]]
+    assert groups == ["concept"] * 2 + ["most along"] * 2 + ["least along"] * 2
+    assert sum(list(each.value.columns)[:2] == ["id", "along"] for each in test.dataframe) == 2
