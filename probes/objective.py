@@ -60,8 +60,8 @@ class Objective:
         self._test: Objective | None = None
         self.device = device_named(device)
         self.dtype = DTYPES[dtype]
-        if own is not None:
-            fitted = own.fit(self.module, self._as_floats(), batches.inputs, batches.targets)
+        if self.own is not None:
+            fitted = self.own.fit(self.module, self._as_floats(), batches.inputs, batches.targets)
         else:
             fitted = fit(self.module, self._on_cpu, batches.inputs, batches.targets, loss)
         self.caveats: list[str] = [*batches.doubts, *fitted.caveats]

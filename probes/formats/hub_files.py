@@ -25,7 +25,13 @@ _DROPPED = re.compile(
     r"custom_pipelines|custom_generate|chat_template|dtype|torch_dtype|.*_files?|.*_path|trust_remote_code|"
     r"code_revision|use_pretrained_backbone|transformers_version|_commit_hash)$"
 )
-_OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "preprocessor_config.json")
+_OBJECTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "preprocessor_config.json",
+)
 _VERBATIM = ("tokenizer.json", "vocab.json")  # their keys are tokens
 _TEXTS = ("merges.txt", "vocab.txt")
 _METRIC = re.compile(r"^eval_(?!runtime|samples|steps|jit)\w{1,60}$")
