@@ -8,7 +8,7 @@ comes twice keeps two columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -147,7 +147,7 @@ def answer_case(objective: Objective, row: int, start: int, against: Mapping[int
     """
     text = sequence_of(objective, row)
     _check(text, start)
-    _check_against(objective, text, start, against)
+    _check_against(text, start, against)
     return text.case(start, start, len(text.ids), against)
 
 
@@ -176,7 +176,7 @@ def matrix_by(
     """Build the matrix by any function that makes a map of a case, as `language_segments.segment_map` does."""
     text = sequence_of(objective, row)
     _check(text, start)
-    _check_against(objective, text, start, against)
+    _check_against(text, start, against)
     places = range(start, len(text.ids))
     cases = text.rows(start, against) if earlier == "held" else [text.case(p, p, p + 1, against) for p in places]
     maps = []
@@ -224,11 +224,12 @@ def _check(text: Text, start: int) -> None:
         )
 
 
-def _check_against(objective: Objective, text: Text, start: int, against: Mapping[int, int] | None) -> None:
+def _check_against(text: Text, start: int, against: Mapping[int, int] | None) -> None:
     for place, token in (against or {}).items():
         if not start <= place < len(text.ids):
             raise AttributionError(
-                f"There is no token of the answer at place {place} to compare with; give {start} to {len(text.ids) - 1}."
+                f"There is no token of the answer at place {place} to compare with another; give {start} to "
+                f"{len(text.ids) - 1}."
             )
         most = text.base.logits(text.base.features).shape[-1]
         if not 0 <= token < most:

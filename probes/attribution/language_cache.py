@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,14 +65,19 @@ class _Step(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, past: Any) -> Any:
-        step = super(type(self.model), self.model).forward
+        step: Any = _original(self.model)
         return step(input_ids=ids, past_key_values=past, use_cache=True, return_dict=True)
 
 
 def has_cache(module: nn.Module) -> bool:
     """Tell whether a model keeps keys and values: those of transformers do, the app's own small ones do not."""
-    original = getattr(super(type(module), module), "forward", None)
-    return original is not None and "past_key_values" in inspect.signature(original).parameters
+    return "past_key_values" in inspect.signature(_original(module)).parameters
+
+
+def _original(module: nn.Module) -> Callable[..., Any]:
+    """Return the pass that a model's own class has from the class above it."""
+    parent: Any = super(type(module), module)
+    return parent.forward  # type: ignore[no-any-return]
 
 
 def context_of(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -147,7 +147,7 @@ class Sequence:
         """Make a case for each token from `start` on, of the same prompt; forward passes are shared among them."""
         shared = Shared(self.case(start, start, len(self.ids), against))
         made = [self.case(start, place, place + 1, against) for place in range(start, len(self.ids))]
-        return [_with(each, shared) for each in made]
+        return [replace(each, shared=shared) for each in made]
 
     def _knowing(self, made: AnswerCase) -> AnswerCase:
         """Give a case what is the same for all: the mean of the vocabulary and how many rows are run at once."""
@@ -192,9 +192,3 @@ def aligned(inputs: Tensor, targets: Tensor) -> bool:
 
 def _picked(rows: Tensor, ids: Tensor) -> Tensor:
     return rows.gather(-1, ids.to(rows.device)[None, :, None].expand(len(rows), -1, 1))[..., 0]
-
-
-def _with(case: AnswerCase, shared: Shared) -> AnswerCase:
-    from dataclasses import replace
-
-    return replace(case, shared=shared)
