@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from probes.objective import Objective
 
 RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
-RANDOM = 3  # times as many random examples as are taken of the concept
+RANDOM = 6  # times as many random examples as are taken of the concept
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def labels_of(objective: Objective) -> np.ndarray[tuple[int], np.dtype[np.float6
 
 
 def drawn(objective: Objective, shown: Sequence[int], own: Sequence[int], most: int, seed: int) -> Rows:
-    """Draw at most so many examples of the concept and of the class, and of the rest three times as many."""
+    """Draw at most so many examples of the concept and of the class, and of the rest six times as many."""
     rest = np.setdiff1d(np.arange(len(objective.inputs)), shown)
     draw = np.random.default_rng([seed, 2])
     few = lambda rows, count: tuple(np.sort(draw.permutation(rows)[:count]).tolist())

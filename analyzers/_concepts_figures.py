@@ -46,7 +46,8 @@ def accuracy_figure(card: Mapping[str, Any], values: Values, arrays: Arrays) -> 
     title = "Does the layer know the concept?"
     drawn = figure(title, _of(card, values), "Layer, in the order given", "Accuracy on examples held out")
     _add_null(drawn, values, arrays["all_random_accuracies"], "random against random examples: 95 %")
-    _add_concept(drawn, values, "accuracies", "accuracy", "%{y:.1%}")
+    every = {**values, "significant": [True] * len(values["layers"])}
+    _add_concept(drawn, every, "accuracies", "accuracy", "%{y:.1%}")
     drawn.update_yaxes(range=[-0.04, 1.08], tickformat=".0%", dtick=0.25)
     drawn.add_hline(y=0.5, line={"color": NULL, "width": 1, "dash": "dot"})
     return drawn

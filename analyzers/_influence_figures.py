@@ -46,7 +46,7 @@ def ranking_figure(card: Mapping[str, Any], values: Values) -> go.Figure:
         marker={"color": NULL, "symbol": "diamond", "size": 8},
         hovertemplate="%{y}<br>on random examples %{x:.4g}<extra></extra>",
     )
-    drawn.update_yaxes(categoryorder="array", categoryarray=labels[::-1], type="category")
+    drawn.update_yaxes(categoryorder="array", categoryarray=labels[::-1], type="category", dtick=1)
     return drawn.update_layout(height=max(420, 150 + 20 * len(shown)), barmode="overlay")
 
 

@@ -75,7 +75,7 @@ class Concepts(Analyzer):
         0.05, "Significance", "Scores with a larger p-value are not shown.", minimum=0.001, maximum=0.5, advanced=True
     )
     most: int = option(
-        100, "Examples at most", "Of the concept, of the class and, threefold, of the random ones.",
+        100, "Examples at most", "Of the concept and of the class; of random ones six times as many.",
         minimum=10, maximum=5000, advanced=True,
     )  # fmt: skip
     pooled: bool = option(

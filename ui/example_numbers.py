@@ -40,19 +40,20 @@ def concepts(values: Values) -> list[Cell]:
     """Return the numbers of a concept, at the layer that tells it best."""
     at, layers = values["shown"], values["layers"]
     score = values["scores"][at]
-    null = f"random concepts {_share(values['null_low'][at], values['null_high'][at])}"
+    null = f"random: {values['null_low'][at]:.0%} to {values['null_high'][at]:.0%}"
     right = _share(values["accuracy_low"][at], values["accuracy_high"][at])
     told = "Of concept vectors, on examples held out; 50 % is chance. In brackets 95 % of the vectors."
     p = f"{number(values['p'][at], 2)} by the t-test; random sets taken for a concept give the p-value above."
     counts = f"{values['random_examples']} random, {values['class_examples']} of the class"
     return [
         Cell("TCAV score", "insignificant" if score is None else percent(score), values["sentences"][at], null),
-        Cell("Layer", f"{at + 1} of {len(layers)}", "Where the concept is told best from random examples.", layers[at]),
+        Cell("Layer", f"{at + 1} of {len(layers)}", "Where the concept is told best from random examples.",
+             f"called {layers[at]}"),
         Cell("Accuracy of the vectors", percent(values["accuracies"][at]), told, right),
         Cell("p-value", number(values["p_controls"][at], 2), p),
         Cell("Significant layers", f"{values['significant_layers']} of {len(layers)}", f"At {values['alpha']:g}."),
         Cell("Examples of the concept", number(values["concept_examples"]), note=counts),
-    ]
+    ]  # fmt: skip
 
 
 def _share(low: Any, high: Any) -> str:

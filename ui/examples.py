@@ -25,7 +25,7 @@ HEADINGS = {  # in the order of the columns
     "rise": "Rise of the loss",
     "influence": "Influence",
     "typical_influence": "On random examples",
-    "along": "Along the concept",
+    "along": "Along",
     "label": "Label",
     "prediction": "Prediction",
     "prediction_after": "Prediction after",
