@@ -146,7 +146,7 @@ def _watched(case: Case) -> Attentions:
         with watch:
             scores = case.scores(features)
         found = _checked(case, watch.found)
-        _compare(float(scores[0]), case.score)
+        _compare(float(scores.detach()[0]), case.score)
         slopes = torch.autograd.grad(scores.sum(), found, allow_unused=True, materialize_grads=True)
     maps = tuple(each.detach().reshape(-1, *each.shape[-2:]) for each in found)
     shaped = tuple(each.reshape(-1, *each.shape[-2:]) for each in slopes)
