@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.attribution.errors import AttributionError
+from probes.attribution.language_cases import AnswerCase
 from probes.points import point_of
 from probes.strict import strict
 
@@ -71,7 +72,14 @@ def cascade(case: Case, stages: tuple[Stage, ...], seed: int) -> Iterator[Case]:
             fresh, kept = _drawn(objective, layer, theta, [seed, number, place])
             theta.update(fresh)
             buffers.update({name: each for name, each in kept.items() if name in buffers})
-        yield replace(case, objective=objective.moved(list(theta.values()), buffers), _kept={"chunk": case.chunk()})
+        yield _elsewhere(case, objective.moved(list(theta.values()), buffers))
+
+
+def _elsewhere(case: Case, objective: Objective) -> Case:
+    kept: dict[Any, Any] = {"chunk": case.chunk()}
+    if isinstance(case, AnswerCase):  # what answers share was run at the real weights
+        return replace(case, objective=objective, shared=None, _kept=kept)
+    return replace(case, objective=objective, _kept=kept)
 
 
 def _layers(case: Case) -> list[Layer]:

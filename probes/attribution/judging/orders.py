@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probes.attribution.baselines import baselines, fitting_baselines
 from probes.attribution.errors import AttributionError
+from probes.attribution.language_cases import AnswerCase
 from probes.attribution.players import laid_out
 
 if TYPE_CHECKING:
@@ -80,7 +81,12 @@ def reference(case: Case, name: str, seed: int = 0) -> Tensor:
 
 
 def measure_of(case: Case) -> Measure:
-    """Return what is drawn: the target's probability where the loss gives outputs one, else its raw score."""
+    """Return what is drawn: the target's probability where the loss gives outputs one, else its raw score.
+
+    Of a language model's answer of several tokens, or set against others, it is the score.
+    """
+    if isinstance(case, AnswerCase):
+        return "probability" if _is_one_token(case) else "score"
     return "probability" if case.objective.loss in ("cross_entropy", "bce_with_logits", "causal_lm") else "score"
 
 
@@ -120,7 +126,7 @@ def inserted(case: Case, order: Ints, name: str, counts: Ints, seed: int = 0) ->
 
 def read(case: Case, features: Tensor) -> Floats:
     """Return the target's probability and score at features (B, ...), (2, B); the probability is NaN without one."""
-    found = [_read(case, case.in_chunks(part, "logits")) for part in features.split(case.chunk())]
+    found = [_read(case, part) for part in features.split(case.chunk())]
     return torch.cat(found, 1).double().cpu().numpy()  # type: ignore[no-any-return]
 
 
@@ -134,7 +140,18 @@ def ends(case: Case, name: str, seed: int = 0) -> Floats:
     return case.once(("judging ends", name, seed), run)
 
 
-def _read(case: Case, logits: Tensor) -> Tensor:
+def _read(case: Case, features: Tensor) -> Tensor:
+    if isinstance(case, AnswerCase):
+        score = case.in_chunks(features)
+        return torch.stack([score.exp() if _is_one_token(case) else torch.full_like(score, torch.nan), score])
+    return _of_logits(case, case.in_chunks(features, "logits"))
+
+
+def _is_one_token(case: AnswerCase) -> bool:
+    return len(case.answer) == 1 and not bool((case.against >= 0).any())
+
+
+def _of_logits(case: Case, logits: Tensor) -> Tensor:
     at = case.target.index
     if case.kind == "language_model":
         score = torch.log_softmax(logits, -1)[:, at]
