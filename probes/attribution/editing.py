@@ -19,7 +19,7 @@ from probes.attribution.case import Case, case_of, kind_of
 from probes.attribution.errors import AttributionError
 from probes.attribution.language_cache import context_of
 from probes.attribution.language_cases import aligned, tokens_of
-from probes.attribution.spelling import spelled
+from probes.attribution.language_spelling import spelled
 from probes.attribution.tokens import are_special, column_names, special_id, token_names
 from probes.attribution.words import Pieces, Word, pieces_of, words_in
 from probes.data import hash_of
@@ -174,8 +174,8 @@ def _with_padding(objective: Objective, row: int, ids: list[int]) -> Objective:
         ids = ids[:-1]
     if len(ids) != width and pad is None:
         raise AttributionError(
-            f"The text would have {len(ids)} tokens and not {width}, but the token that fills short texts is not known; "
-            f"give as many tokens as there were."
+            f"The text would have {len(ids)} tokens and not {width}, but the token that fills short texts is not "
+            "known; give as many tokens as there were."
         )
     _check_length(objective, len(ids))
     inputs = _wide(objective.inputs, max(width, len(ids)), pad or 0)

@@ -40,7 +40,7 @@ _TURNS = re.compile(
 )
 _SYSTEM = re.compile(r"<<SYS>>.*?<</SYS>>\s*", re.DOTALL)
 _LINES = re.compile(r"\n+")
-_SENTENCES = re.compile(r"[.!?\u2026]+[\"'\u2019\u201d)\]]*(?=\s)|[\u3002\uff01\uff1f]+|\n+")
+_SENTENCES = re.compile(r"[.!?\u2026]+[\"'\u2019\u201d)\]]*\s+|[\u3002\uff01\uff1f]+\s*|\n+\s*")
 
 
 @dataclass(frozen=True)

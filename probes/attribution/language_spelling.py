@@ -42,10 +42,8 @@ def spelled(batches: Batches, before: Sequence[int], text: str, vocabulary: int)
     if len(ids) == 1 or wordpiece or tokenizer == "characters":
         return Spelling(ids)
     shown = " + ".join(repr(batches.show(np.array([each]))) for each in ids)
-    return Spelling(
-        ids,
-        f"The word {text.strip()[:60]!r} was cut into the longest tokens that fit, {shown[:200]}; its tokenizer may cut it otherwise.",
-    )
+    doubt = f"The word {text.strip()[:60]!r} was cut into the longest tokens that fit, {shown[:200]}"
+    return Spelling(ids, f"{doubt}; its tokenizer may cut it otherwise.")
 
 
 def _table(show: Show, before: Sequence[int], vocabulary: int) -> tuple[dict[str, int], bool]:
@@ -66,8 +64,8 @@ def _longest_first(table: dict[str, int], text: str) -> tuple[int, ...]:
         length = next((n for n in range(min(most, len(text) - at), 0, -1) if text[at : at + n] in table), 0)
         if not length:
             raise AttributionError(
-                f"The tokenizer has no token for {text[at:].strip()[:20]!r} in {text.strip()[:60]!r}; choose another word, "
-                "or give ids of tokens."
+                f"The tokenizer has no token for {text[at:].strip()[:20]!r} in {text.strip()[:60]!r}; choose "
+                "another word, or give ids of tokens."
             )
         found.append(table[text[at : at + length]])
         at += length
