@@ -48,10 +48,7 @@ def curves_figure(card: Values, values: Values, arrays: Arrays, view: View) -> g
     every = chosen_methods(values, View())
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(every)}
     for (name, way, baseline), mean in _means(rows).items():
-        null = name in ("random", "edge")
-        title = {"random": "Random orders", "edge": "Edges of the image"}.get(name) or chosen_methods(values, View())[
-            name
-        ]
+        title, colour, dash = NULLS.get(name) or (every[name], colours[name], "solid")
         found.add_scatter(
             x=GRID, y=mean, name=as_plotly(title), legendgroup=name, showlegend=(way, baseline) == ("insertion", 0),
             line={"color": colour, "dash": dash},
