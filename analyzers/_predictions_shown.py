@@ -63,6 +63,8 @@ def listed(
     """
     from probes.pictures import pictures_of, texts_of
 
+    if not count:
+        return [], None
     wrong = list(choose(arrays, "surely wrong", count=count).rows)
     left = choose(arrays, "uncertain", count=2 * count).rows
     groups = {"most wrong": wrong, "most unsure": [row for row in left if row not in set(wrong)][:count]}

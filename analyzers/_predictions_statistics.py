@@ -13,7 +13,6 @@ Floats = NDArray[np.float64]
 Z = 1.959963984540054  # of the middle 95 % of a normal distribution
 BLOCKS = 20_000  # examples, or groups of them, that a bootstrap draws from
 DRAWS = 1000
-NULL_DRAWS = 200  # of answers of a model that is as often right as it is sure
 
 
 def wilson(right: Any, count: Any) -> tuple[Floats, Floats]:
@@ -44,8 +43,9 @@ class Reliability:
 
     counts, confidence, accuracy, low, high: (M,) by bin, NaN in empty ones, low and high Wilson's of the accuracy.
     error: the expected calibration error, from `low_error` to `high_error` (percentiles of a bootstrap over examples).
-    debiased: without what chance adds to it, and its interval, the bootstrap's reflected at the estimate.
-    if_calibrated: what a model as often right as it is sure would show. overconfidence: mean confidence less accuracy.
+    debiased: less most of what chance adds to it, and its interval: the bootstrap's reflected at the estimate, from 0
+    on where a model as often right as it is sure would show as large an error in one of 40 samples.
+    if_calibrated: what that model would show on average. overconfidence: mean confidence less accuracy.
     """
 
     counts: Floats
@@ -74,14 +74,18 @@ def reliability(counts: Floats, confidence: Floats, right: Floats, seed: int) ->
         return None
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sure / n, hits / n
+    gaps = right - confidence
     error = float(np.abs(hits - sure).sum() / n.sum())
-    drawn = _drawn_errors(counts, right - confidence, seed)
+    drawn, null = _drawn_errors(counts, gaps, seed)
     low, high = (float(each) for each in np.percentile(drawn, [2.5, 97.5]))
-    bias = float((n * _folded(counts, right - confidence)).sum() / n.sum()) - error
-    bins = wilson(hits, _effective_bins(counts, right, n, hits))
+    bias = float((n * _folded(counts, gaps)).sum() / n.sum()) - error
+    clustered = counts.sum(1).max() > 1
+    null = null if clustered else _calibrated_errors(n, means[0], seed)
+    worth = _effective_bins(counts, right, n, hits) if clustered else n
     return Reliability(
-        n, *means, *bins, error, low, high, max(0.0, error - bias), max(0.0, 2 * error - high),
-        max(0.0, 2 * error - low), _if_calibrated(n, means[0], seed), float((sure.sum() - hits.sum()) / n.sum()),
+        n, *means, *wilson(np.nan_to_num(means[1]) * worth, worth), error, low, high, max(0.0, error - bias),
+        max(0.0, 2 * error - high) if error > np.percentile(null, 97.5) else 0.0, max(0.0, 2 * error - low),
+        float(null.mean()), float((sure.sum() - hits.sum()) / n.sum()),
     )  # fmt: skip
 
 
@@ -137,18 +141,24 @@ def paired(first: Floats, second: Floats, counts: Floats) -> tuple[float, float]
     return mean, spread
 
 
-def _drawn_errors(counts: Floats, gaps: Floats, seed: int) -> Floats:
-    """Return the calibration error of bootstrap resamples of the examples, or of blocks of them where they are many."""
+def _drawn_errors(counts: Floats, gaps: Floats, seed: int) -> tuple[Floats, Floats]:
+    """Return the error of bootstrap resamples of the examples, and that of the same were each bin without a gap.
+
+    Of many examples, blocks are resampled.
+    """
     generator = np.random.default_rng(seed)
     if len(counts) > BLOCKS:
         order = generator.permutation(len(counts))
         starts = np.linspace(0, len(counts), BLOCKS, endpoint=False).astype(np.int64)
         counts, gaps = (np.add.reduceat(each[order], starts) for each in (counts, gaps))
-    total, errors = counts.sum(1), np.empty(DRAWS)
+    n = counts.sum(0)
+    centred = gaps - np.divide(gaps.sum(0), n, out=np.zeros_like(n), where=n > 0) * counts
+    both = np.concatenate([gaps, centred], axis=1)
+    total, errors = counts.sum(1), np.empty((2, DRAWS))
     for number in range(DRAWS):
         weight = np.bincount(generator.integers(len(total), size=len(total)), minlength=len(total))
-        errors[number] = np.abs(weight @ gaps).sum() / max(float(weight @ total), 1.0)
-    return errors
+        errors[:, number] = np.abs(weight @ both).reshape(2, -1).sum(1) / max(float(weight @ total), 1.0)
+    return errors[0], errors[1]
 
 
 def _folded(counts: Floats, gaps: Floats) -> Floats:
@@ -166,9 +176,7 @@ def _folded(counts: Floats, gaps: Floats) -> Floats:
 
 
 def _effective_bins(counts: Floats, right: Floats, n: Floats, hits: Floats) -> Floats:
-    """Return how many independent answers each bin is worth: its predictions, fewer where they come in clusters."""
-    if counts.sum(1).max() <= 1:
-        return n
+    """Return how many independent answers each bin is worth: fewer than its predictions where examples have several."""
     share = np.divide(hits, n, out=np.zeros_like(n), where=n > 0)
     variance = np.square(right - share * counts).sum(0) * len(counts) / max(len(counts) - 1, 1)
     worth = np.divide(n**2 * share * (1 - share), variance, out=n.copy(), where=variance > 0)
@@ -176,10 +184,11 @@ def _effective_bins(counts: Floats, right: Floats, n: Floats, hits: Floats) -> F
     return fewer
 
 
-def _if_calibrated(counts: Floats, confidence: Floats, seed: int) -> float:
-    """Return the mean error of answers that are drawn with the mean confidence of their bin."""
+def _calibrated_errors(counts: Floats, confidence: Floats, seed: int) -> Floats:
+    """Return the errors of independent answers that are drawn with the mean confidence of their bin."""
     generator = np.random.default_rng([seed, 1])
     kept = counts > 0
     many, sure = counts[kept].astype(np.int64), np.clip(confidence[kept], 0.0, 1.0)
-    drawn = generator.binomial(many, sure, size=(NULL_DRAWS, len(many)))
-    return float(np.abs(drawn - many * sure).sum(1).mean() / many.sum())
+    drawn = generator.binomial(many, sure, size=(DRAWS, len(many)))
+    errors: Floats = np.abs(drawn - many * sure).sum(1) / many.sum()
+    return errors

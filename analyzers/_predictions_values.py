@@ -25,7 +25,7 @@ MATRIX = 1000  # classes above which no confusion matrix is kept
 CONFUSED = 200  # pairs of classes that are listed at most
 FEW = 100  # examples below which the calibration is mostly chance
 KEPT = ("token_loss", "token_prediction")
-CHARACTERS = 120  # of an id that is kept
+CHARACTERS = 200  # of an id that is kept, or of the name of a class
 
 
 @dataclass(frozen=True)
