@@ -23,14 +23,14 @@ AS_IN = 'as in {"mask": [[0, 0, 8, 8]]}, {"tokens": {"3": 17}}, {"words": {"3": 
 class Edit:
     """Changes of the examples before they are looked at.
 
-    mask: half-open pixels (y0, x0, y1, x1). tokens: place -> id. words: place of a word -> text. values: column ->
-    number. Empty where nothing is changed; one of them otherwise.
+    mask: half-open pixels (y0, x0, y1, x1). tokens: place -> id. words: place of a word -> text. values: number or name
+    of a column -> number. Empty where nothing is changed; one of them otherwise.
     """
 
     mask: tuple[tuple[int, int, int, int], ...] = ()
     tokens: Mapping[int, int] = field(default_factory=dict)
     words: Mapping[int, str] = field(default_factory=dict)
-    values: Mapping[int, float] = field(default_factory=dict)
+    values: Mapping[int | str, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Tell whether anything is changed."""
@@ -121,5 +121,7 @@ READERS: Mapping[str, Any] = {
     "mask": _boxes,
     "tokens": lambda value: {int(place): _whole(each) for place, each in value.items()},
     "words": lambda value: {int(place): _text(each) for place, each in value.items()},
-    "values": lambda value: {int(place): _number(each) for place, each in value.items()},
+    "values": lambda value: {
+        int(place) if place.isdecimal() else place: _number(each) for place, each in value.items()
+    },
 }

@@ -16,7 +16,10 @@ from analyzers._attribution_judged import is_answer
 from probes.errors import DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from probes.attribution import Case, Target
+    from probes.data import Batches
     from probes.objective import Objective
 
 SIDE = 512  # pixels that a picture is kept with at most
@@ -28,13 +31,10 @@ def case_at(
     """Return an example as it is after its edit; aim: None is what the model then predicts."""
     from probes.attribution import Target, case_of
 
+    at = edited(objective, row, edit, baseline) if edit else objective
     if aim == "answer":
-        case = answer_at(objective, row, position)
-        return edited(case, edit, baseline) if edit else case
-    following = objective.loss == "causal_lm"
-    case = case_of(objective, row, aim or (Target(0, position) if following else Target(0)))
-    if edit:
-        case = edited(case, edit, baseline)
+        return answer_at(at, row, position)
+    case = case_of(at, row, aim or (Target(0, position) if at.loss == "causal_lm" else Target(0)))
     if aim is not None:
         return case
     index = int(case.in_chunks(case.features, "logits")[0].argmax())
@@ -61,11 +61,17 @@ def aim_of(objective: Objective, row: int, text: str, position: int) -> Target |
     return Target(0 if single else label, position)
 
 
-def edited(case: Case, edit: Edit, baseline: str) -> Case:
-    """Return the case of the changed example; raise DataError or AttributionError where the edit does not fit it."""
+def edited(objective: Objective, row: int, edit: Edit, baseline: str) -> Objective:
+    """Return the objective with one example changed; raise AttributionError where the edit does not fit it."""
     from probes.attribution import editing
 
-    return editing.edited(case, edit, baseline)
+    if edit.mask:
+        return editing.with_mask(objective, row, edit.mask, baseline)
+    if edit.tokens:
+        return editing.with_tokens(objective, row, edit.tokens)
+    if edit.words:
+        return editing.with_words(objective, row, edit.words)
+    return editing.with_values(objective, row, edit.values)
 
 
 def described(case: Case, checkpoint: str, place: int) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def described(case: Case, checkpoint: str, place: int) -> dict[str, Any]:
         "position": case.target.position,
         "tokens": list(case.names) if text else [],
         "special": list(case.special) if text else [],
-        "words": [],
+        "words": _words(case) if text else [],
         "columns": list(case.names) if case.kind == "table" else [],
         "raw": [float(each) for each in case.raw[0]] if case.kind == "table" else [],
         "text": _text(case) if text else None,
@@ -99,17 +105,23 @@ def described(case: Case, checkpoint: str, place: int) -> dict[str, Any]:
     }
 
 
-def pictures(cases: Sequence[Case]) -> Sequence[np.ndarray[Any, Any]]:
-    """Return the inputs of cases of images as pictures (H, W, 3), on one scale of brightness; of others nothing."""
+def pictures(batches: Batches, raws: Sequence[Tensor]) -> Sequence[np.ndarray[Any, Any]]:
+    """Return images (1, C, H, W) as pictures (H, W, 3), on one scale of brightness; of other inputs nothing."""
     import torch
 
     from probes.pictures import pictures_of
 
-    if not cases or cases[0].kind != "image":
+    if not raws or raws[0].ndim != 4:
         return ()
-    inputs = torch.cat([case.raw for case in cases]).float().cpu()
-    found = pictures_of(replace(cases[0].objective.batches, inputs=inputs), range(len(inputs)), SIDE)
+    inputs = torch.cat(list(raws)).float().cpu()
+    found = pictures_of(replace(batches, inputs=inputs), range(len(inputs)), SIDE)
     return () if found is None else list(found)
+
+
+def _words(case: Case) -> list[list[int]]:
+    from probes.attribution.words import words_of
+
+    return [[each.first, each.stop] for each in words_of(case)]
 
 
 def _token(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -121,11 +121,10 @@ def measure(
     for place, checkpoint in enumerate(checkpoints):
         at = objective if place == 0 else objective.at(checkpoint)
         theta = _hash(*at.theta, *at.constants.values())
-        cases = [_case(options, at, asked, each) for each in range(len(asked.rows))]
-        found.kind = cases[0].kind
-        shots = pictures(cases)
-        for number in range(len(cases)):
-            case, cases[0:1] = cases[0], []  # what a case keeps goes with it
+        shots = _pictures(options, at, asked)
+        for number in range(len(asked.rows)):
+            case = _case(options, at, asked, number)
+            found.kind = case.kind
             own = len(found.cases)
             found.cases.append(described(case, checkpoint.name, place))
             if len(shots):
@@ -154,6 +153,13 @@ def _asked(options: Attribution, objective: Objective, checkpoints: tuple[Checkp
         case = case_at(last, row, aim, options.position, edit, settings.baseline)
         aims.append("answer" if aim == "answer" else case.target)
     return _Asked(names, settings, edit, rows, tuple(aims))
+
+
+def _pictures(options: Attribution, at: Objective, asked: _Asked) -> Sequence[Array]:
+    if at.inputs.ndim != 4:
+        return ()
+    rows = range(len(asked.rows))
+    return pictures(at.batches, [_case(options, at, asked, each).raw for each in rows])
 
 
 def _case(options: Attribution, at: Objective, asked: _Asked, number: int) -> Case:
