@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from probes.objective import Objective
 
 Array = np.ndarray[Any, Any]
-WEAK = 0.6  # accuracy of concept vectors on examples held out, under which they hardly tell the concept
 FEW = 30  # examples of the concept
 MIDDLE = (0.025, 0.975)
 
@@ -73,9 +72,12 @@ def caveats_of(found: Found) -> list[str]:
         )
     if len(found.rows.shown) < FEW:
         said.append(f"The concept has {len(found.rows.shown)} examples; what they share by chance counts as concept.")
-    weak = [each.layer for each in found.layers if each.accuracy < WEAK]
+    weak = [each.layer for each in found.layers if each.accuracy <= np.quantile(each.random_accuracies, MIDDLE[1])]
     if weak:
-        said.append(f"At {', '.join(weak)} the concept vectors hardly tell the concept from random examples.")
+        said.append(
+            f"At {', '.join(weak)} the concept vectors tell the concept from random examples no better than they tell "
+            "random examples from one another: the layer does not know it."
+        )
     for word, kept, there in zip(("concept", "class"), (found.rows.shown, found.rows.own), found.rows.each[::2],
                                  strict=True):  # fmt: skip
         if len(kept) < there:

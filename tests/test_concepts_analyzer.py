@@ -183,7 +183,15 @@ def test_doubts_are_told(planted) -> None:
     assert "The concept has 10 examples" in said
     assert "Of the 73 examples of the class 10 were drawn at random" in said
     assert "not corrected" not in said
-    assert "hardly tell the concept" in said
+
+
+def test_a_layer_that_does_not_know_the_concept_is_named(planted, found) -> None:
+    every = ", ".join(map(str, range(0, 220, 3)))
+    none = replace(FEW, concept=every, layers="second").run(planted, (), Quiet())
+    for result, is_known in ((none, False), (found, True)):
+        null = np.quantile(result.arrays["all_random_accuracies"], 0.975, axis=1)
+        assert (np.array(result.values["accuracies"]) > null).all() == is_known
+        assert any("At second the concept vectors tell" in each for each in result.caveats) != is_known
 
 
 def test_results_are_saved_and_read_again(found, tmp_path) -> None:
