@@ -78,17 +78,17 @@ def test_conductance_equals_captums(layer):
     torch.testing.assert_close(found, known, rtol=0, atol=2e-3 * float(known.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["cnn", "tabular"])
-def test_neuron_conductance_equals_captums(name):
-    one = case(name)
-    layer = "3" if name == "cnn" else "1"
+@pytest.mark.parametrize(("name", "near"), [("cnn", 0.02), ("tabular", 0.01), ("smooth", 1e-3)])
+def test_neuron_conductance_equals_captums(name, near):
+    one = smooth() if name == "smooth" else case(name)
+    layer = {"cnn": "3", "tabular": "1", "smooth": "second"}[name]
     output, _, slopes = evaluated(one, layer, one.features)
     unit = tuple(int(each) for each in np.unravel_index(int((output * slopes).abs().argmax()), output.shape)[1:])
-    found = attribute(one, "neuron_conductance", Settings(layer=f"{layer}:{','.join(map(str, unit))}", tolerance=1.0))
+    found = attribute(one, "neuron_conductance", Settings(layer=f"{layer}:{','.join(map(str, unit))}", tolerance=1e-4))
     oracle = captum.attr.NeuronConductance(one.as_module(), one.module.get_submodule(layer))
-    steps = found.about["evaluations"] * 2 // 3  # 32 steps and then 64 of them
-    known = oracle.attribute(one.features, unit, reference_of(one), target=0, n_steps=steps, method="gausslegendre")
-    np.testing.assert_allclose(found.values, known[0].detach(), rtol=1e-7, atol=1e-12)
+    known = oracle.attribute(one.features, unit, reference_of(one), target=0, n_steps=1000, method="gausslegendre",
+                             internal_batch_size=250)[0].detach().numpy()  # fmt: skip
+    np.testing.assert_allclose(found.values, known, rtol=0, atol=near * np.abs(known).max())
 
 
 @pytest.mark.parametrize("name", ["cnn", "vit", "small gpt"])
@@ -167,12 +167,12 @@ def test_units_of_neuron_conductance_are_those_of_layer_conductance(name):
     size = max(map(abs, units))
     for unit in np.argsort(np.abs(units))[-2:]:
         found = attribute(one, "neuron_conductance", Settings(layer=f"{layer}:{unit}", tolerance=1e-3))
-        assert float(found.values.sum()) == pytest.approx(units[unit], abs=2e-2 * size)
+        assert float(found.values.sum()) == pytest.approx(units[unit], abs=5e-3 * size)
     chosen = attribute(one, "neuron_conductance")
     assert int(chosen.about["unit"]) == int(np.abs(units).argmax())
     whole = through(one, layer, reference, 32, 1e-3, None)
     difference = one.score - one.score_at(reference)
-    assert float(whole.values.sum()) == pytest.approx(difference, rel=2e-2)
+    assert float(whole.values.sum()) == pytest.approx(difference, rel=5e-3)
 
 
 def test_places_on_the_image_keep_their_amounts_and_the_class_token_is_told_apart():

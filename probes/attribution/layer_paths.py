@@ -7,7 +7,6 @@ piece tells its own error, since what the score gains over it is known, and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probes.attribution.case import Case as BaseCase
-from probes.attribution.integration import LOOSE, MOST_STEPS, along, nodes_of
+from probes.attribution.integration import LOOSE, MOST_STEPS, NODES, along, nodes_of
 from probes.attribution.layer_outputs import evaluated, kept, replaced_output
 from probes.strict import strict
 
@@ -28,7 +27,8 @@ _MOST_NODES = 512  # of integrals whose sum is not known beforehand
 
 @dataclass(frozen=True)
 class Flow:
-    """What an integral along one path came to. change: by the last refinement, as a share; NaN where not looked at."""
+    """What an integral along one path came to. change: by the last refinement, or what the
+    sum misses, as a share; NaN where not looked at."""
 
     values: Tensor
     evaluations: int
@@ -55,6 +55,29 @@ class _Nodes:
 
     def middles(self) -> Tensor:
         return (self.places[1:] + self.places[:-1]) / 2
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """Pieces of the path: their ends (P, 2), what features give there (P, ...), the layer's conductance there (P,)."""
+
+    ends: Tensor
+    integrals: Tensor
+    gains: Tensor
+    evaluations: int
+
+    def errors(self) -> Tensor:
+        return self.integrals.flatten(1).double().sum(1).cpu() - self.gains
+
+    def without(self, rows: Tensor) -> _Passing:
+        left = torch.ones(len(self.ends), dtype=torch.bool)
+        left[rows] = False
+        return _Passing(self.ends[left], self.integrals[left.to(self.integrals.device)], self.gains[left], 0)
+
+    def joined(self, more: _Passing) -> _Passing:
+        pairs = ((getattr(self, part), getattr(more, part)) for part in ("ends", "integrals", "gains"))
+        ends, integrals, gains = (torch.cat(pair) for pair in pairs)
+        return _Passing(ends, integrals, gains, self.evaluations + more.evaluations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +121,24 @@ def conductance(case: Case, name: str, reference: Tensor, steps: int, tolerance:
 
 
 def through(case: Case, name: str, reference: Tensor, steps: int, tolerance: float, pick: Tensor | None) -> Flow:
-    """Return what each feature gives to the score through a layer's entries, or those that pick (...) marks.
+    """Return what each feature gives to the score through a layer's entries, or those that pick (1, ...) marks.
 
-    values (1, ...) float64 shaped like the features. Gauss and Legendre's rule with the steps doubled until the values
-    change by no more than ten tolerances, shares of their size.
+    values (1, ...) float64 shaped like the features. On every piece of the path the features must add up to the
+    conductance of the picked entries: the worst pieces are halved until the sum misses it by the tolerance, a share.
     """
-    return _doubled(lambda count: _through(case, name, reference, count, pick), steps, tolerance)
+    ends = torch.linspace(0, 1, max(steps // NODES, 1) + 1, dtype=torch.float64)
+    pieces = _passing(case, name, reference, torch.stack([ends[:-1], ends[1:]], 1), pick)
+    most = min(MOST_STEPS, NODES * _HELD_BYTES // max(case.features.nbytes, 1))
+    spent = pieces.evaluations
+    while not _done(pieces.errors(), tolerance * float(pieces.gains.abs().sum())) and spent + 5 <= most:
+        worst = _worst(pieces.errors(), (most - spent) // 5)  # halves have 2 nodes each, and a pair of them 3 ends
+        ends = pieces.ends[worst]
+        middles = ends.mean(1)
+        halves = torch.stack([torch.cat([ends[:, 0], middles]), torch.cat([middles, ends[:, 1]])], 1)
+        more = _passing(case, name, reference, halves, pick)
+        pieces, spent = pieces.without(worst).joined(more), spent + more.evaluations
+    missed = abs(float(pieces.errors().sum())) / max(float(pieces.gains.abs().sum()), 1e-300)
+    return Flow(pieces.integrals.double().sum(0, keepdim=True), spent, missed)
 
 
 def _halved_until_still(case: Case, name: str, reference: Tensor, nodes: _Nodes, tolerance: float, most: int) -> Flow:
@@ -115,17 +150,6 @@ def _halved_until_still(case: Case, name: str, reference: Tensor, nodes: _Nodes,
         if change <= LOOSE * tolerance:
             break
     return Flow(total, len(nodes.places), change)
-
-
-def _doubled(work: Callable[[int], Tensor], steps: int, tolerance: float) -> Flow:
-    total, spent, change = work(steps), steps, float("nan")
-    while 2 * steps <= _MOST_NODES:
-        steps *= 2
-        before, total, spent = total, work(steps), spent + steps
-        change = _share(total - before, total)
-        if change <= LOOSE * tolerance:
-            break
-    return Flow(total, spent, change)
 
 
 def _share(change: Tensor, total: Tensor) -> float:
@@ -156,14 +180,19 @@ def _joined(nodes: _Nodes, more: _Nodes) -> _Nodes:
     return _Nodes(*(torch.cat(pair)[order.to(pair[0].device)] for pair in pairs))
 
 
-def _through(case: Case, name: str, reference: Tensor, steps: int, pick: Tensor | None) -> Tensor:
-    places, weights = nodes_of(steps)
-    away = case.features - reference
-    total = torch.zeros_like(away, dtype=torch.float64)
-    for some, shares in zip(places.split(case.chunk()), weights.split(case.chunk()), strict=True):
-        slopes = _slopes_through(case, name, reference + along(some, away) * away, pick)
-        total += (slopes * away * along(shares, away)).double().sum(0, keepdim=True)
-    return total
+def _passing(case: Case, name: str, reference: Tensor, ends: Tensor, pick: Tensor | None) -> _Passing:
+    places, inverse = ends.unique(return_inverse=True)
+    at = _at(case, name, reference, places)
+    first, last = (inverse[:, side].to(at.outputs.device) for side in (0, 1))
+    gains = (at.slopes[first] + at.slopes[last]) / 2 * (at.outputs[last] - at.outputs[first])
+    gains = (gains if pick is None else gains * pick).flatten(1).double().sum(1).cpu()
+    nodes, weights = nodes_of(NODES)
+    away, lengths, found = case.features - reference, ends[:, 1] - ends[:, 0], []
+    for some, long in zip(*(each.split(max(case.chunk() // NODES, 1)) for each in (ends[:, :1], lengths)), strict=True):
+        alphas, shares = (some + long[:, None] * nodes).flatten(), (long[:, None] * weights).flatten()
+        slopes = _slopes_through(case, name, reference + along(alphas, away) * away, pick)
+        found.append((slopes * away * along(shares, away)).unflatten(0, (-1, NODES)).sum(1))
+    return _Passing(ends, torch.cat(found), gains, NODES * len(ends) + len(places))
 
 
 def _slopes_through(case: Case, name: str, features: Tensor, pick: Tensor | None) -> Tensor:

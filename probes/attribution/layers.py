@@ -16,6 +16,7 @@ from torch import Tensor
 from probes.attribution.baselines import default_baseline
 from probes.attribution.errors import AttributionError
 from probes.attribution.gradients import integrated_gradients, references_of
+from probes.attribution.integration import LOOSE
 from probes.attribution.layer_outputs import Layer, cuts, evaluated, layer_of, layers_of
 from probes.attribution.layer_paths import conductance, inner_case, through
 from probes.attribution.layer_places import spread
@@ -88,7 +89,7 @@ def _run_conductance(case: Case, settings: Settings, tick: Tick) -> Map:
     tick(0.5, f"conductance of {layer.name}")
     closed = case.once(("cuts", layer.name), lambda: cuts(case, layer.name))
     about = {**_told(case, settings, layer, found), "cuts": closed}
-    notes = () if closed else (_BESIDE.format(layer.name),)
+    notes = () if closed else (_BESIDE.format(layer.name), *_unsettled(found, settings.tolerance))
     if layer.layout is not None:
         return _placed(case, "layer_conductance", layer, found, references, about, notes, complete=closed)
     passed, spent = _passed(case, layer.name, references, settings, tick, closed=closed)
@@ -146,8 +147,18 @@ def _run_neuron(case: Case, settings: Settings, tick: Tick) -> Map:
         )
     about |= {**_told(case, settings, layer, found), "unit": unit}
     score = _mean_score(case, references)
-    note = f"Only what passes through the unit {unit} of the layer {layer.name!r}; all units together add up to more."
-    return make_map(case, "neuron_conductance", found.values, baseline_score=score, about=about, notes=(note,))
+    note = f"Only what passes through the unit {unit} of the layer {layer.name!r}, not all of the score."
+    notes = (note, *_unsettled(found, settings.tolerance))
+    return make_map(case, "neuron_conductance", found.values, baseline_score=score, about=about, notes=notes)
+
+
+def _unsettled(found: _Found, tolerance: float) -> tuple[str, ...]:
+    if not found.change > LOOSE * tolerance:
+        return ()
+    return (
+        f"After {found.evaluations} evaluations of the path the values are still sure to {found.change:.2g} of their "
+        f"size only (asked: {LOOSE * tolerance:.2g}).",
+    )
 
 
 def _placed(
