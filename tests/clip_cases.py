@@ -153,4 +153,4 @@ def train(made: Any, pixels: Tensor, ids: Tensor, groups: Tensor, steps: int, se
         loss.backward()
         optimizer.step()
     made.eval()
-    return float(loss)
+    return float(loss.detach())
