@@ -16,7 +16,7 @@ from family_nets import _hub, perturbed, timm_vit, torchvision_vit
 from torch import nn
 
 from probes.attribution import AttributionError, Settings, attribute, case_of
-from probes.attribution.cam import cam_layers, default_cam_layer, grad_cam, grad_cam_plus_plus, hires_cam
+from probes.attribution.cam import cam_layers, default_cam_layer, grad_cam, grad_cam_plus_plus
 from probes.attribution.layer_outputs import cuts, evaluated, grids_of
 from probes.attribution.layer_places import Layout, patch_layout, picture_layout, spread
 from probes.objective import Objective
@@ -299,8 +299,3 @@ def test_spread_amounts_keep_their_sums(size):
     one = torch.zeros(3, 3, dtype=torch.float64)
     one[1, 1] = 1
     assert float(spread(one, size).min()) >= 0
-
-
-def test_hires_cam_function_is_the_sum_of_products():
-    A, g = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
-    np.testing.assert_allclose(hires_cam(A, g), np.einsum("kij,kij->ij", A, g), rtol=1e-5, atol=1e-6)
