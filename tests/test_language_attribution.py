@@ -124,7 +124,9 @@ def test_the_last_target_is_the_last_token_of_the_answer() -> None:
     assert answer_scores(objective, 0, START) == pytest.approx(forced(objective, ids[:1], START), abs=1e-10)
     short = ids[:, 1:].clone()
     short[:, -2:] = -100  # padding
-    padded = Objective(objective.module, batches(ids[:, :-1], short), "causal_lm", dtype="float64", device="cpu")
+    filled = ids[:, :-1].clone()
+    filled[:, -1] = 0
+    padded = Objective(objective.module, batches(filled, short), "causal_lm", dtype="float64", device="cpu")
     assert answer_scores(padded, 0, 2) == pytest.approx(forced(objective, ids[:1, :-2], 2), abs=1e-10)
 
 

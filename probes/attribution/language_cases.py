@@ -185,9 +185,9 @@ def tokens_of(objective: Objective, row: int) -> Tensor:
 
 
 def aligned(inputs: Tensor, targets: Tensor) -> bool:
-    """Tell whether the targets of a row are its next tokens."""
-    counted = targets[:-1] != -100
-    return bool((inputs[1:][counted] == targets[:-1][counted]).all())
+    """Tell whether the targets of a row are its next tokens; the last of them stands in no input."""
+    counted = (targets != -100).nonzero().flatten()[:-1]
+    return bool((inputs[counted + 1] == targets[counted]).all())
 
 
 def _picked(rows: Tensor, ids: Tensor) -> Tensor:
