@@ -87,7 +87,8 @@ def test_the_map_that_is_known_is_not_made_again_and_progress_is_told() -> None:
     known = attribute(found, "smoothgrad", settings).values
     once = sensitivity_max(found, "smoothgrad", settings, values=known, samples=2,
                            tick=lambda share, doing: told.append(share))  # fmt: skip
-    assert once.value == sensitivity_max(found, "smoothgrad", settings, samples=2).value and told == [0.5, 1.0]
+    assert once.value == sensitivity_max(found, "smoothgrad", settings, samples=2).value
+    assert told == sorted(told) and told[-1] == 1.0 and 0.5 in told and len(told) > 2  # also within each run
 
 
 def test_what_cannot_run_is_refused() -> None:

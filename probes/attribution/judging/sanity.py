@@ -12,7 +12,7 @@ from probes.attribution.judging.cascade import Stage, cascade, stages_of
 from probes.attribution.judging.nulls import edge_map
 from probes.attribution.judging.orders import Floats, Numbers, free, plane
 from probes.attribution.judging.ranks import spearman
-from probes.attribution.judging.sensitivity import explained
+from probes.attribution.judging.sensitivity import explained, within
 from probes.attribution.methods import Settings, methods
 
 if TYPE_CHECKING:
@@ -75,13 +75,15 @@ def sanity(
     edges, reasons = np.full((draws, len(stages)), np.nan), list[str]()
     for draw in range(draws):
         for place, there in enumerate(cascade(case, stages, seed + draw)):
+            done, count = draw * len(stages) + place, draws * len(stages)
+            said = f"sanity check of {method}: {stages[place].name}"
             try:
-                found[draw, place] = _flat(there, explained(there, method, settings))
+                made = explained(there, method, settings, within(tick, done, count, said))
+                found[draw, place] = _flat(there, made)
             except AttributionError as error:
                 reasons.append(f"With random {stages[place].name} there is no map: {error}")
             edges[draw, place] = _edges_kept(case, there)
-            done = draw * len(stages) + place + 1
-            tick(done / (draws * len(stages)), f"sanity check of {method}: {stages[place].name}")
+            tick((done + 1) / count, said)
     return _judged(case, method, stages, original, found, edges.mean(0), tuple(dict.fromkeys(reasons)))
 
 

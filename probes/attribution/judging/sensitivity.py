@@ -50,8 +50,10 @@ def sensitivity_max(
     changes = []
     for number in range(samples):
         near = moved(case, case.features + nearby(case, radius, number, absolute=absolute, seed=seed))
-        changes.append(float(np.linalg.norm(explained(near, method, settings).astype(np.float64) - start)) / length)
-        tick((number + 1) / samples, f"sensitivity of {method}: {number + 1} of {samples}")
+        said = f"sensitivity of {method}: {number + 1} of {samples}"
+        found = explained(near, method, settings, within(tick, number, samples, said))
+        changes.append(float(np.linalg.norm(found.astype(np.float64) - start)) / length)
+        tick((number + 1) / samples, said)
     about = {"perturbation": f"uniform noise, {radius:g}{'' if absolute else ' of the range'}", "radius": radius,
              "absolute": absolute, "samples": samples, "seed": seed, "mean": float(np.mean(changes))}  # fmt: skip
     return Estimate(max(changes), None, about)
@@ -73,6 +75,11 @@ def explained(case: Case, method: str, settings: Settings | None, tick: Tick = l
         raise AttributionError(reason)
     with strict(case.module):
         return known[method].run(case, settings or Settings(), tick).values
+
+
+def within(tick: Tick, number: int, count: int, said: str) -> Tick:
+    """Return what reports the progress of one run among several, so that each can be cancelled."""
+    return lambda share, doing: tick((number + min(share, 1.0)) / count, f"{said} ({doing})")
 
 
 def nearby(case: Case, radius: float, number: int, *, absolute: bool = False, seed: int = 0) -> Tensor:
