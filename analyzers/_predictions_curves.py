@@ -40,7 +40,8 @@ def reliability_figure(card: Values, values: Values) -> go.Figure:
     result.update_layout(
         height=620, margin={"t": 130}, barmode="group",
         yaxis={"domain": [0.3, 1], "range": [-4, 104]},
-        yaxis2={"domain": [0, 0.2], "title": {"text": "Predictions (%)"}, "anchor": "x"},
+        yaxis2={"domain": [0, 0.2], "title": {"text": "Predictions (%)"}, "anchor": "x", "type": "log",
+                "exponentformat": "none", "nticks": 4},
         xaxis={"anchor": "y2", "range": [-1, 101]},
     )  # fmt: skip
     return result.update_layout(legend={"y": -0.16})
@@ -66,9 +67,13 @@ def loss_figure(card: Values, values: Values, arrays: Arrays) -> go.Figure:
         )  # fmt: skip
     if log:
         result.update_xaxes(type="log", exponentformat="power", dtick=1)
-    if values.get("chance_loss"):
-        at = values["chance_loss"]
-        result.add_vline(np.log10(at) if log else at, line={"color": LINE, "dash": "dot"}, annotation_text="chance")
+    if at := values.get("chance_loss"):
+        line = {"color": LINE, "dash": "dot"}
+        result.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, yref="paper", line=line)
+        result.add_annotation(
+            x=np.log10(at) if log else at, y=1, yref="paper", yanchor="top", xanchor="left", showarrow=False,
+            text="chance",
+        )  # fmt: skip
     stacked = len(values["checkpoints"]) == 1 and "accuracy" in values
     result.update_layout(barmode="stack" if stacked else "overlay", bargap=0, showlegend=True)
     return result

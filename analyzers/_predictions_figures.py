@@ -84,23 +84,27 @@ def class_figure(card: Values, values: Values, arrays: Arrays) -> go.Figure:
     few = "" if len(known) <= CLASSES else f"the {CLASSES} lowest of {len(known):,} classes<br>"
     words = f"{few}bars are 95 % intervals (Wilson), diamonds precision at the last<br>{of_what(card)}"
     result = figure("How well each class is recognised", words, "Share (%)", "")
-    for place, name in enumerate(as_labels(values["checkpoints"])):
+    labels, places = as_labels(values["checkpoints"]), np.arange(len(order))
+    for place, name in enumerate(labels):
         middle, low, high = (100 * recall[place, order, part] for part in range(3))
+        aside = 0.5 * ((place + 0.5) / len(labels) - 0.5)
         result.add_scatter(
-            x=middle, y=shown, mode="markers", name=f"Recall, {name}",
+            x=middle, y=places + aside, mode="markers", name=f"Recall, {name}",
             marker={"size": 8, "color": COLOURS[place % len(COLOURS)]},
             error_x={"type": "data", "symmetric": False, "array": high - middle, "arrayminus": middle - low,
                      "thickness": 1.5, "width": 3},
-            customdata=[f"{support[each]:,} examples<br>95 % interval {a:.4g} to {b:.4g} %"
-                        for each, a, b in zip(order, low, high, strict=True)],
-            hovertemplate="%{y}: recall %{x:.4g} %<br>%{customdata}<extra>" + name + "</extra>",
+            customdata=[f"{one}: recall {share:.4g} % of {support[each]:,}<br>95 % interval {a:.4g} to {b:.4g} %"
+                        for one, share, each, a, b in zip(shown, middle, order, low, high, strict=True)],
+            hovertemplate="%{customdata}<extra>" + name + "</extra>",
         )  # fmt: skip
+    precision = 100 * arrays["precision"][-1, order, 0]
     result.add_scatter(
-        x=100 * arrays["precision"][-1, order, 0], y=shown, mode="markers", name="Precision, last",
+        x=precision, y=places, mode="markers", name="Precision, last",
         marker={"symbol": "diamond-open", "size": 8, "color": "#52606D"},
-        hovertemplate="%{y}: precision %{x:.4g} %<extra></extra>",
+        customdata=[f"{one}: precision {share:.4g} %" for one, share in zip(shown, precision, strict=True)],
+        hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
-    result.update_yaxes(type="category", categoryorder="array", categoryarray=shown[::-1])
+    result.update_yaxes(tickvals=places, ticktext=shown, range=[len(order) - 0.4, -0.6], zeroline=False)
     height = max(420, 230 + 20 * len(shown))
     legend = {"y": -70 / (height - 150)}
     return result.update_layout(height=height, legend=legend)
@@ -129,7 +133,7 @@ def _heat(
     result.update_xaxes(**ticks, tickangle=0 if max(map(len, names)) < 4 else -40, constrain="domain")
     result.update_yaxes(**ticks, autorange="reversed", scaleanchor="x", constrain="domain")
     side = min(820, max(500, 300 + 26 * len(names)))
-    return result.update_layout(height=side, plot_bgcolor="#FAFBFC" if few else GRID, margin={"t": 110})
+    return result.update_layout(height=side, plot_bgcolor="#FAFBFC" if few else GRID, margin={"t": 125})
 
 
 def _pairs(
@@ -161,10 +165,11 @@ def _tested(values: Values, first: int, second: int) -> str:
         return "the same checkpoint twice"
     count = values["examples_seen"]
     names = [as_plotly(values["checkpoints"][place]) for place in (low, high)]
+    chance = f"p = {found['p_value']:.3g}" if found["p_value"] > 0 else "p < 1e-300"
     return (
+        f"{found['only_first']:,} are right in {names[0]} only, {found['only_second']:,} in {names[1]} only<br>"
         f"{found['differ']:,} of {count:,} predictions differ ({_percent(found['low'])} to {_percent(found['high'])}); "
-        f"{found['only_first']:,} are right in {names[0]} only, {found['only_second']:,} in {names[1]} only; "
-        f"equal accuracy: p = {found['p_value']:.3g} (McNemar, exact)"
+        f"equal accuracy: {chance} (McNemar, exact)"
     )
 
 

@@ -100,7 +100,7 @@ class Predictions(Analyzer):
         values = values_of(seen)
         kept, told = shown(objective.batches, arrays)
         examples, pictures = listed(objective.batches, arrays, seen.classes, names[-1], self.listed)
-        values |= {**told, "examples": examples, "examples_title": f"Examples to check at {names[-1]}"}
+        values |= {**told, "examples": examples}
         arrays |= kept | ({} if pictures is None else {"pictures": pictures})
         caveats = (*objective.caveats, *caveats_of(seen))
         return PredictionsResult(self.name, card_of(seen), values, arrays, caveats)

@@ -76,7 +76,8 @@ def test_recall_stands_with_its_interval_the_lowest_first(hostile) -> None:
     assert list(last.x) == sorted(last.x)
     np.testing.assert_allclose(np.sort(last.x), np.sort(100 * recall[:, 0]))
     np.testing.assert_allclose(last.x + last.error_x.array, 100 * recall[np.argsort(recall[:, 0], kind="stable"), 2])
-    assert list(drawn.layout.yaxis.categoryarray) == list(last.y)[::-1]
+    assert list(drawn.layout.yaxis.ticktext) == [words.split(": recall")[0] for words in last.customdata]
+    assert drawn.layout.yaxis.range[0] > drawn.layout.yaxis.range[1]
 
 
 def test_reliability_is_drawn_with_its_bins(hostile) -> None:
