@@ -121,9 +121,9 @@ def test_a_max_pool_by_hand_where_the_place_of_the_maximum_changes() -> None:
     found = of_module(Pool(), torch.tensor([1.0, 5.0, 2.0, 0.0]))
     reference = torch.tensor([[4.0, 0.0, 1.0, 3.0]], dtype=torch.float64)
     # windows: 4 -> 5 and 3 -> 5, both gained by the second number; nothing was lost
-    assert deep_lift(found, reference)[0].tolist() == pytest.approx([0, 3, 0, 0])
+    assert deep_lift(found, reference)[0][0].tolist() == pytest.approx([0, 3, 0, 0])
     reference = torch.tensor([[9.0, 0.0, 1.0, 3.0]], dtype=torch.float64)  # 9 -> 5 is lost by the first number
-    assert deep_lift(found, reference)[0].tolist() == pytest.approx([-4, 2, 0, 0])
+    assert deep_lift(found, reference)[0][0].tolist() == pytest.approx([-4, 2, 0, 0])
 
 
 def test_guided_backprop_and_deconvolution_by_hand() -> None:
@@ -184,7 +184,7 @@ def test_captums_max_pools_beside_rectifiers_or_with_overlap_do_not_add_up_and_o
     wanted = (found.score - found.in_chunks(references)).numpy()
     theirs = np.array([captum(DeepLift, found, each).sum() for each in references.split(1)])
     assert (np.abs(theirs - wanted) > 0.05 * np.abs(wanted)).any()
-    np.testing.assert_allclose(deep_lift(found, references).flatten(1).sum(1), wanted, rtol=1e-10)
+    np.testing.assert_allclose(deep_lift(found, references)[0].flatten(1).sum(1), wanted, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["cnn", "tabular", "hub resnet"])
@@ -371,11 +371,11 @@ def test_text_is_explained_by_token_vectors_whatever_axis_is_the_batch() -> None
 def test_references_are_averaged_and_each_is_complete() -> None:
     found = case("tabular")
     references = baselines(found, "data", count=4)
-    each = deep_lift(found, references)
+    each = deep_lift(found, references)[0]
     np.testing.assert_allclose(each.sum(1), found.score - found.in_chunks(references), rtol=1e-10)
-    np.testing.assert_allclose(each[2:3], deep_lift(found, references[2:3]), rtol=1e-12)
+    np.testing.assert_allclose(each[2:3], deep_lift(found, references[2:3])[0], rtol=1e-12)
     found._kept["chunk"] = 4  # one reference at a time
-    np.testing.assert_allclose(deep_lift(found, references), each, rtol=1e-12)
+    np.testing.assert_allclose(deep_lift(found, references)[0], each, rtol=1e-12)
     with pytest.raises(AttributionError, match="0 references; give 1 or more"):
         attribute(found, "deep_lift_shap", Settings(samples=0))
 

@@ -35,23 +35,24 @@ LIKE_THE_IMAGE = (
 _GRADIENT_IS_RIGHT = {"Max", "Amax", "LogSoftmax"}  # maxima, and what only shifts the scores
 
 
-def deep_lift(case: Case, references: Tensor) -> Tensor:
-    """Return DeepLIFT attributions of the case's features against each reference (R, ...), shaped like them.
+def deep_lift(case: Case, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Return DeepLIFT attributions of the case's features against each reference (R, ...), and the scores there (R,).
 
     Each adds up to the score less the reference's. Raises AttributionError where the rule is not defined, or where the
     sum shows that it did not hold.
     """
     parts = references.split(max(case.chunk() // 4, 1))  # inputs and outputs of every function are kept, twice
-    found = torch.cat([multipliers(case.scores, case.features, each) for each in parts])
+    pairs = [multipliers(case.scores, case.features, each) for each in parts]
+    found, scores = (torch.cat(each) for each in zip(*pairs, strict=True))
     values = found * (case.features - references)
-    missed = values.flatten(1).double().sum(1) - (case.score - case.in_chunks(references).double())
+    missed = values.flatten(1).double().sum(1) - (case.score - scores.double())
     sizes = values.flatten(1).double().abs().sum(1)
     if bool((missed.abs() > HOLDS * sizes.clamp(min=1e-6 * abs(case.score))).any()):
         raise AttributionError(
             f"DeepLIFT's attributions miss the difference of the scores by {float(missed.abs().max()):.2g}: the model "
             f"computes a non-linearity in a way that looks linear to autograd (as x * (x > 0)). {INSTEAD}"
         )
-    return values
+    return values, scores
 
 
 def guided(case: Case, rule: Rule) -> Tensor:
@@ -93,12 +94,13 @@ def _run_shap(case: Case, settings: Settings, tick: Tick) -> Map:  # noqa: ARG00
 
 
 def _averaged(case: Case, method: str, references: Tensor, about: dict[str, Any], *, sampled: bool = False) -> Map:
-    values = deep_lift(case, references).double()
+    found, scores = deep_lift(case, references)
+    values = found.double()
     shown = values.sum(-1) if case.embedding else values
     many = sampled and len(references) > 1
     return make_map(
         case, method, values.mean(0, keepdim=True), complete=True,
-        baseline_score=float(case.in_chunks(references).double().mean()),
+        baseline_score=float(scores.double().mean()),
         stderr=shown.std(0) / math.sqrt(len(shown)) if many else None,
         about={**about, "rule": "rescale", "references": len(references), "evaluations": 2 * len(references)},
     )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -95,7 +96,7 @@ def operations(score: Tensor) -> list[Operation]:
 
 def operation(node: Any) -> Operation:
     """Say what a node of the backward graph does."""
-    kind = re.sub(r"Backwards?\d*$", "", node.name().rsplit("::", 1)[-1])
+    kind = kind_of_node(node.name())
     depends = [at for at, each in enumerate(node.next_functions) if each[0] is not None]
     if kind in POINTWISE:
         role: Role = "pointwise" if depends == [0] else "other"
@@ -104,6 +105,12 @@ def operation(node: Any) -> Operation:
         return Operation(kind, "max pool", "max pool", node)
     label = _not_linear(kind, depends, node)
     return Operation(kind, label or kind, "other" if label else "linear", node)
+
+
+@lru_cache(maxsize=1024)
+def kind_of_node(name: str) -> str:
+    """Return autograd's name of an operation without "Backward" and its overload's number."""
+    return re.sub(r"Backwards?\d*$", "", name.rsplit("::", 1)[-1])
 
 
 def _rectifies(kind: str, node: Any) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from probes.attribution.backprop_graph import POINTWISE, Operation, operation, operations
+from probes.attribution.backprop_graph import POINTWISE, Operation, kind_of_node, operations
 from probes.attribution.errors import AttributionError
 
 Score = Callable[[Tensor], Tensor]
@@ -60,7 +60,12 @@ class Watch(TorchFunctionMode):
 
     def _keep(self, found: Tensor, kept: Tensor, before: Any) -> None:
         node: Any = found.grad_fn
-        if node is before or node in self.seen or found.shape != kept.shape or operation(node).role != "pointwise":
+        if (
+            node is before
+            or node in self.seen
+            or kind_of_node(node.name()) not in POINTWISE
+            or found.shape != kept.shape
+        ):
             return
         parent = node.next_functions[0][0]
         if parent is before or (before is None and parent.name().endswith("AccumulateGrad")):
@@ -81,13 +86,13 @@ def watched(score: Score, features: Tensor) -> tuple[Tensor, list[tuple[Operatio
     return scores, [(each, watch.seen.get(each.node)) for each in operations(scores)]
 
 
-def multipliers(score: Score, features: Tensor, references: Tensor) -> Tensor:
-    """Return DeepLIFT's multipliers of one example (1, ...) against references (R, ...), shaped like the references.
+def multipliers(score: Score, features: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Return DeepLIFT's multipliers of one example (1, ...) against references (R, ...), and the references' scores.
 
     score: features (B, ...) -> (B,). Raises AttributionError where the two runs differ in their operations, or a
     non-linearity ran where its input cannot be read (compiled code, fused layers).
     """
-    _, there = watched(score, references.detach().clone().requires_grad_())
+    before, there = watched(score, references.detach().clone().requires_grad_())
     x = features.detach().expand_as(references).clone().requires_grad_()
     scores, here = watched(score, x)
     if [each.kind for each, _ in here] != [each.kind for each, _ in there]:
@@ -101,7 +106,7 @@ def multipliers(score: Score, features: Tensor, references: Tensor) -> Tensor:
         elif made.role == "max pool":
             _pool(made, other)
     (found,) = torch.autograd.grad(scores.sum(), x)
-    return found
+    return found, before.detach()
 
 
 def _rescale(made: Operation, one: Seen | None, reference: Seen | None) -> None:

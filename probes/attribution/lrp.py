@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from probes.attribution.backprop_graph import POINTWISE, Operation, labels, operation, operations, operations_of, spoken
+from probes.attribution.backprop_graph import (
+    POINTWISE,
+    Operation,
+    kind_of_node,
+    labels,
+    operations,
+    operations_of,
+    spoken,
+)
 from probes.attribution.backprop_rescale import INSTEAD, Seen, Watch
 from probes.attribution.errors import AttributionError
 from probes.attribution.lrp_layers import Book, Layer, Ruled, Rules, constant_part, differentiable, layer_of, merged
@@ -65,7 +73,7 @@ class Ruling(Watch):
         return found
 
     def _constants(self, found: Tensor, func: Any, args: Any, kwargs: Any) -> None:
-        if operation(found.grad_fn).kind not in _MAY_ADD:
+        if kind_of_node(found.grad_fn.name()) not in _MAY_ADD:  # type: ignore[union-attr]
             return
         constant = constant_part(func, args, kwargs)
         if constant.shape == found.shape and bool(constant.any()):
