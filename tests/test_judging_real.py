@@ -69,3 +69,6 @@ def test_on_resnet20_maps_forget_with_the_weights_and_edges_do_not(real: Path) -
     np.testing.assert_allclose(kept, [0.49, 0.24, 0.19, 0.13, 0.10], atol=0.15)  # of another implementation
     assert kept[-1] <= 0.3 and kept[0] > kept[2] and {each.verdict for each in found} == {"pass"}
     assert all(each.edge == pytest.approx(np.ones(5)) for each in found)
+    product = [sanity(case_of(objective, row), "input_x_gradient", draws=2) for row in range(4)]
+    np.testing.assert_allclose(np.mean([each.sizes for each in product], 0), [0.5, 0.38, 0.32, 0.23, 0.21], atol=0.12)
+    assert abs(np.mean([each.spearman for each in product], 0)[-1]) < 0.1
