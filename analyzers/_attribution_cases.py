@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from probes.data import Batches
     from probes.objective import Objective
 
-SIDE = 512  # pixels that a picture is kept with at most
+LIKELY = 5  # classes or tokens that are named beside the prediction
 
 
 def case_at(
@@ -91,6 +91,7 @@ def described(case: Case, checkpoint: str, place: int) -> dict[str, Any]:
         "prediction": prediction,
         "prediction_name": _name(case, prediction),
         "probability": probability,
+        "top": _likely(case, logits),
         "score": case.score,
         "target": case.target.index,
         "target_name": _name(case, case.target.index),
@@ -114,7 +115,7 @@ def pictures(batches: Batches, raws: Sequence[Tensor]) -> Sequence[np.ndarray[An
     if not raws or raws[0].ndim != 4:
         return ()
     inputs = torch.cat(list(raws)).float().cpu()
-    found = pictures_of(replace(batches, inputs=inputs), range(len(inputs)), SIDE)
+    found = pictures_of(replace(batches, inputs=inputs), range(len(inputs)), max(inputs.shape[2:]))
     return () if found is None else list(found)
 
 
@@ -154,6 +155,16 @@ def _prediction(loss: str, logits: np.ndarray[Any, Any]) -> tuple[int | float, f
         return best, None
     shares = np.exp(logits - logits.max())
     return best, float(shares[best] / shares.sum())
+
+
+def _likely(case: Case, logits: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    """Return the likeliest classes or tokens with their probabilities, where the loss gives them some."""
+    if case.objective.loss not in ("cross_entropy", "causal_lm"):
+        return []
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    order = np.argsort(-shares, kind="stable")[:LIKELY]
+    return [{"index": int(at), "name": _name(case, int(at)), "probability": float(shares[at])} for at in order]
 
 
 def _name(case: Case, number: int | float | None) -> str | None:

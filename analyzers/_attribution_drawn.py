@@ -170,7 +170,12 @@ def _line(found: go.Figure, place: int, grid: Grid, column: int, start: int, sca
     for cell, scale in zip(cells, scales, strict=True):
         values = np.full(len(labels), np.nan) if cell.values is None else cell.values[part]
         apart = np.array(special or (False,) * len(labels), bool)
-        colours.append([None if not np.isfinite(each) else float(each) for each in np.where(apart, 0, values) / scale])
+        colours.append(
+            [
+                None if not np.isfinite(each) else float(each)
+                for each in np.where(apart & np.isfinite(values), 0, values) / scale
+            ]
+        )
         texts.append(["" if not np.isfinite(each) else f"{each:.2g}" for each in values])
         hovers.append([wrapped(cell.reason or cell.note, 60)] * len(labels))
     names = [f"{name} (±{scale:.2g}){_noted(cell)}" for name, scale, cell in

@@ -56,9 +56,10 @@ def judged(case: Case, method: str, settings: Settings, values: Array, tick: Sai
     if told is not None:
         about = {"infidelity_stderr": told.stderr, "infidelity_unexplained": told.about.get("unexplained")}
         found.about |= {"infidelity": number(told.value), **{name: number(each) for name, each in about.items()}}
+    rest: Said = lambda share, doing: tick(0.1 + 0.9 * share, doing)
     moves = found.tried(
         "Sensitivity",
-        lambda: sensitivity_max(case, method, settings, values=values, samples=SAMPLES, seed=seed, tick=tick),
+        lambda: sensitivity_max(case, method, settings, values=values, samples=SAMPLES, seed=seed, tick=rest),
     )
     found.about["sensitivity_max"] = None if moves is None else number(moves.value)
     return found

@@ -51,7 +51,8 @@ class Grid:
     @property
     def told(self) -> str:
         """The line below the title."""
-        return f"{self.subtitle}; {self.left_out}" if self.left_out else self.subtitle
+        said = f"{self.subtitle}; orange speaks for it, blue against it"
+        return f"{said}; {self.left_out}" if self.left_out else said
 
 
 @dataclass(frozen=True)
