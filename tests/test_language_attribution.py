@@ -1,10 +1,8 @@
-"""Language models: teacher forcing with and without a cache, the matrix of tokens against closed forms and Captum."""
+"""The matrix of tokens: closed forms, Captum, what is held, shown or cut, shared passes, nothing left behind."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,18 +12,16 @@ import torch
 import transformers
 from attribution_cases import LENGTH, VOCABULARY, objective_of
 from captum.attr import FeatureAblation, LLMAttribution, TextTokenInput
-from curvature_oracles import batches
-from family_nets import objective_of as family_of
 from family_nets import perturbed
+from language_runs import START, bag, counting, forced, last_row, texts
 from perturbation_cases import Cancelled, Keeping
-from torch import Tensor, nn
+from torch import Tensor
 
 from probes.attribution import AttributionError, Settings, Target, attribute, case_of
 from probes.attribution.language import (
     Matrix,
     answer_case,
     answer_scores,
-    answer_start,
     cache_error,
     generate,
     matrix_by,
@@ -36,98 +32,7 @@ from probes.attribution.language_segments import Part, part_scores, segment_map
 from probes.hugging_face import _as_logits
 from probes.objective import Objective
 
-NETS = ("gpt2", "llama", "small gpt", "small llama")
-CACHED = ("gpt2", "llama", "qwen3", "gemma2", "phi", "bloom", "opt", "gpt neox", "bert lm")
-START = 4
 ONE_RULE = Settings(steps=16, tolerance=float("inf"), baseline="zero")
-
-
-def texts(module: nn.Module, ids: Tensor, first: int = 1, **options: Any) -> Objective:
-    """An objective of whole texts: every token but the first is predicted; those before `first` do not count."""
-    targets = ids[:, 1:].clone()
-    targets[:, : first - 1] = -100
-    return Objective(module, batches(ids[:, :-1], targets), "causal_lm", dtype="float64", device="cpu", **options)
-
-
-class Bag(nn.Module):
-    """Logits are a linear map of the sum of all vectors so far: every attribution of a logit has a closed form."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.head = nn.Embedding(VOCABULARY, 5), nn.Linear(5, VOCABULARY)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.table(ids).cumsum(1))
-
-
-def bag() -> Objective:
-    torch.manual_seed(3)
-    return texts(Bag(), torch.randint(1, VOCABULARY, (3, LENGTH)))
-
-
-@contextmanager
-def counting(objective: Objective) -> Iterator[list[tuple[int, int]]]:
-    """Note the rows and tokens of every pass through the token table."""
-    seen: list[tuple[int, int]] = []
-    table = next(each for each in objective.module.modules() if isinstance(each, nn.Embedding))
-    handle = table.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def forced(objective: Objective, ids: Tensor, start: int) -> list[float]:
-    """The oracle: a pass over all tokens before it for every token."""
-    with torch.no_grad():
-        rows = [_run(objective, ids[:, :place]) for place in range(start, ids.shape[1])]
-        return [float(row.log_softmax(-1)[token]) for row, token in zip(rows, ids[0, start:], strict=True)]
-
-
-def _run(objective: Objective, ids: Tensor) -> Tensor:
-    values = {**objective.constants, **dict(zip(objective.names, objective.theta, strict=True))}
-    return torch.func.functional_call(objective.module, values, (ids,))[0, -1]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", NETS)
-def test_token_scores_are_those_of_teacher_forcing(name: str, dtype: str) -> None:
-    objective = objective_of(name, dtype)
-    for start in (1, START):
-        expected = forced(objective, objective.inputs[1:2], start)
-        assert answer_scores(objective, 1, start) == pytest.approx(expected, abs=1e-5 if dtype == "float32" else 1e-10)
-
-
-@pytest.mark.parametrize("name", CACHED)
-def test_a_cache_changes_nothing_and_only_new_tokens_are_fed(name: str) -> None:
-    objective = family_of(name, "float32")
-    expected = forced(objective, objective.inputs[:1], START)
-    with counting(objective) as seen:
-        found = answer_scores(objective, 0, START, use_cache=True)
-    assert found == pytest.approx(expected, abs=1e-5)
-    assert seen[-(LENGTH - START) :] == [(1, START), *[(1, 1)] * (LENGTH - START - 1)]
-    assert cache_error(objective, 0, START) == pytest.approx(0, abs=1e-5)
-
-
-def test_models_without_a_cache_say_so() -> None:
-    for name in ("small gpt", "small llama"):
-        objective = objective_of(name)
-        assert cache_error(objective, 0, START) is None
-        with pytest.raises(AttributionError, match="keeps no cache"):
-            answer_scores(objective, 0, START, use_cache=True)
-
-
-def test_the_last_target_is_the_last_token_of_the_answer() -> None:
-    ids = torch.randint(1, VOCABULARY, (2, LENGTH))
-    objective = texts(objective_of("gpt2").module, ids)
-    assert objective.inputs.shape[1] == LENGTH - 1
-    assert answer_scores(objective, 0, START) == pytest.approx(forced(objective, ids[:1], START), abs=1e-10)
-    short = ids[:, 1:].clone()
-    short[:, -2:] = -100  # padding
-    filled = ids[:, :-1].clone()
-    filled[:, -1] = 0
-    padded = Objective(objective.module, batches(filled, short), "causal_lm", dtype="float64", device="cpu")
-    assert answer_scores(padded, 0, 2) == pytest.approx(forced(objective, ids[:1, :-2], 2), abs=1e-10)
 
 
 class Numbers:
@@ -228,8 +133,21 @@ def test_what_is_cut_off_is_said() -> None:
     assert cut.values == pytest.approx(shown.prompt)
     assert cut.lost == pytest.approx(shown.values[:, START:].sum(1)) and abs(cut.lost[1:]).min() > 1e-4
     assert cut.values.sum(1) + cut.lost == pytest.approx(shown.values.sum(1))
+    assert not shown.notes and "is left out" in cut.notes[-1]
     gradients = [token_matrix(objective, 0, START, "gradient", earlier=each).values for each in ("held", "cut")]
     assert gradients[0] == pytest.approx(gradients[1], abs=1e-12)
+
+
+def test_methods_that_read_all_tokens_are_cut_unless_asked_otherwise() -> None:
+    objective = objective_of("gpt2")
+    for method in ("attention_rollout", "layer_integrated_gradients"):
+        found = token_matrix(objective, 0, START, method, Settings(steps=8, tolerance=0.1))
+        shown = token_matrix(objective, 0, START, method, Settings(steps=8, tolerance=0.1), earlier="shown")
+        assert found.earlier == "cut" and found.values == pytest.approx(shown.prompt)
+        assert found.lost == pytest.approx(shown.values[:, START:].sum(1)) and "is left out" in found.notes[-1]
+        with pytest.raises(AttributionError):
+            token_matrix(objective, 0, START, method, earlier="held")
+    assert token_matrix(objective, 0, START, "lime").earlier == "held"
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "feature_ablation", "exact_shapley"])
@@ -270,38 +188,6 @@ def test_parts_of_the_prompt_by_row() -> None:
     assert found.values.sum(1) == pytest.approx(found.log_probs - found.baseline_scores, abs=1e-9)
 
 
-def test_a_greedy_continuation_is_the_argmax_again_and_again() -> None:
-    for name in NETS:
-        objective = objective_of(name)
-        ids, expected = objective.inputs[:1, :3], list[int]()
-        for _ in range(4):
-            with torch.no_grad():
-                row = _run(objective, torch.cat([ids, torch.tensor([expected], dtype=torch.int64)], 1))
-            expected.append(int(row.argmax()))
-            if name == "llama" and expected[-1] == 2:
-                break
-        assert generate(objective, ids[0], 4) == expected == generate(objective, ids[0].tolist(), 4, use_cache=False)
-
-
-def test_a_continuation_stops_where_the_text_ends_or_the_model_cannot_go_on() -> None:
-    objective = objective_of("gpt2")
-    first = generate(objective, [3, 4], 1)[0]
-    objective.module.config.eos_token_id = first
-    assert generate(objective, [3, 4], 5) == [first]
-    for ids, count in (([], 2), ([3] * 14, 4)):
-        with pytest.raises(AttributionError, match="the model takes 1 to 16"):
-            generate(objective, ids, count)
-    with pytest.raises(AttributionError, match="the model takes 1 to 16"):
-        generate(objective_of("small llama"), [3] * 17, 1)
-
-
-def test_the_answer_begins_at_the_first_token_that_counts() -> None:
-    module, ids = objective_of("gpt2").module, torch.randint(1, VOCABULARY, (1, LENGTH))
-    assert answer_start(texts(module, ids, first=5), 0) == 5
-    assert answer_start(texts(module, ids), 0) == LENGTH // 2
-    assert answer_scores(texts(module, ids, first=5), 0, 5) == pytest.approx(answer_scores(texts(module, ids), 0, 5))
-
-
 def test_what_cannot_be_asked_is_refused_in_words() -> None:
     objective = objective_of("gpt2")
     for start in (0, LENGTH):
@@ -333,7 +219,7 @@ def test_progress_is_told_can_be_cancelled_and_sampled_rows_are_kept() -> None:
 def test_nothing_of_the_model_is_changed() -> None:
     objective = objective_of("llama")
     before = _state(objective)
-    outputs = _run(objective, objective.inputs[:1])
+    outputs = last_row(objective, objective.inputs[:1])
     for run in (
         lambda: token_matrix(objective, 0, START, "integrated_gradients", ONE_RULE),
         lambda: answer_scores(objective, 0, START, use_cache=True),
@@ -343,7 +229,7 @@ def test_nothing_of_the_model_is_changed() -> None:
         assert _state(objective) == before
     with pytest.raises(Cancelled):
         token_matrix(objective, 0, START, "occlusion", ONE_RULE, Keeping(1))
-    assert _state(objective) == before and torch.equal(_run(objective, objective.inputs[:1]), outputs)
+    assert _state(objective) == before and torch.equal(last_row(objective, objective.inputs[:1]), outputs)
 
 
 def _state(objective: Objective) -> list[Any]:

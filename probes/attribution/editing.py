@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probes.attribution.baselines import baselines
-from probes.attribution.case import Case, case_of, kind_of
+from probes.attribution.case import case_of, kind_of
 from probes.attribution.errors import AttributionError
 from probes.attribution.language_cache import context_of
 from probes.attribution.language_cases import aligned, tokens_of
@@ -87,7 +87,7 @@ def with_mask(
 
     Raises AttributionError (no image, or a box that is empty or not within it).
     """
-    case = _case(objective, row)
+    case = case_of(objective, row)
     if case.kind != "image":
         raise AttributionError("Only images have regions to take out; edit tokens, words or values.")
     height, width = case.shape[-2:]
@@ -248,12 +248,8 @@ def _row(objective: Objective, row: int) -> Tensor:
     return objective.inputs[row]
 
 
-def _case(objective: Objective, row: int) -> Case:
-    return case_of(objective, row)
-
-
 def _vocabulary(objective: Objective, row: int) -> int:
-    case = _case(objective, row)
+    case = case_of(objective, row)
     return int(case.module.get_submodule(case.embedding).weight.shape[0])  # type: ignore[index, arg-type]
 
 

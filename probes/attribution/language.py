@@ -20,7 +20,7 @@ from probes.attribution.errors import AttributionError
 from probes.attribution.language_cache import Feed, context_of, ends, has_cache
 from probes.attribution.language_cases import AnswerCase, sequence_of
 from probes.attribution.language_cases import Sequence as Text
-from probes.attribution.methods import Settings, Tick, attribute
+from probes.attribution.methods import Settings, Tick, attribute, methods
 from probes.strict import strict
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Earlier = Literal["held", "shown", "cut"]
 Run = Callable[[AnswerCase, Tick], "Map"]
+OF_ALL_TOKENS = ("attention", "layer")  # families of methods that cannot tell the prompt from what follows it
 
 
 def _quiet(share: float, doing: str) -> None:
@@ -153,16 +154,20 @@ def answer_case(objective: Objective, row: int, start: int, against: Mapping[int
 
 def token_matrix(
     objective: Objective, row: int, start: int, method: str, settings: Settings | None = None, tick: Tick = _quiet,
-    *, earlier: Earlier = "held", against: Mapping[int, int] | None = None,
+    *, earlier: Earlier | None = None, against: Mapping[int, int] | None = None,
 ) -> Matrix:  # fmt: skip
     """Attribute each token from place `start` on to the tokens before it, by any method.
 
     earlier: what becomes of the answer's own tokens. "held": they stay as they are, only the prompt is replaced or
     differentiated, each row adds up to what the prompt did, and methods that only run forward share their passes.
     "shown": they are features too and have columns. "cut": as shown, but their columns are left out and `lost` says
-    what went with them. against: place -> token; the score is then the difference of the two logits.
-    Raises AttributionError.
+    what went with them. None: held, but cut by methods that read the model's own attention or layers, which are those
+    of all tokens. against: place -> token; the score is then the difference of the two logits. Raises
+    AttributionError.
     """
+    if earlier is None:
+        known = methods().get(method)
+        earlier = "cut" if known is not None and known.family in OF_ALL_TOKENS else "held"
     return matrix_by(
         objective, row, start, method, lambda case, tick: attribute(case, method, settings, tick), tick,
         earlier=earlier, against=against,
@@ -199,8 +204,19 @@ def _joined(text: Text, start: int, method: str, maps: Sequence[Map], earlier: E
         method, start, values, log_probs, np.array([each.score for each in maps]), text.names, text.special, earlier,
         maps[0].signed, lost, _numbers(each.baseline_score for each in maps),
         _numbers(each.completeness_error for each in maps), stderr, tuple(each.badge for each in maps),
-        tuple(dict.fromkeys(note for each in maps for note in each.notes)), maps[0].about,
+        (*dict.fromkeys(note for each in maps for note in each.notes), *_missing(maps, width)), maps[0].about,
     )  # fmt: skip
+
+
+def _missing(maps: Sequence[Map], width: int) -> tuple[str, ...]:
+    """Say in words what was cut off."""
+    lost, whole = (sum(float(np.abs(each.values[first:]).sum()) for each in maps) for first in (width, 0))
+    if not lost:
+        return ()
+    return (
+        f"What fell on earlier tokens of the answer itself, {lost / whole:.0%} of the sizes of all values, is left "
+        "out, so the rows do not add up to the difference of the scores.",
+    )
 
 
 def _numbers(values: Any) -> Floats:
@@ -225,13 +241,15 @@ def _check(text: Text, start: int) -> None:
 
 
 def _check_against(text: Text, start: int, against: Mapping[int, int] | None) -> None:
-    for place, token in (against or {}).items():
+    if not against:
+        return
+    most = text.base.in_chunks(text.base.features, "logits").shape[-1]
+    for place, token in against.items():
         if not start <= place < len(text.ids):
             raise AttributionError(
                 f"There is no token of the answer at place {place} to compare with another; give {start} to "
                 f"{len(text.ids) - 1}."
             )
-        most = text.base.logits(text.base.features).shape[-1]
         if not 0 <= token < most:
             raise AttributionError(f"There is no token {token}; the model has {most} (0 to {most - 1}).")
 
