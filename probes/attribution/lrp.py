@@ -119,7 +119,7 @@ def _pass(made: Operation, seen: Seen | None) -> None:
         raise AttributionError(
             f"A {what} of this model runs in a fused or compiled operation, where no rule can reach it. {INSTEAD}"
         )
-    if made.role != "pointwise" or seen is None:
+    if made.role != "pointwise" or made.kind == "Relu" or seen is None:  # a rectifier's gradient is its rule
         return
     still = seen.inputs == 0
     share = seen.outputs / torch.where(still, 1, seen.inputs)

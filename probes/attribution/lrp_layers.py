@@ -77,27 +77,24 @@ class Book:
         """Return the relevance kept by damping."""
         return sum(each.by_epsilon for each in self.passed)
 
-    def passes(self, layer: Layer, x: Tensor, above: Tensor) -> Tensor:
-        """Return what arrives at a layer's input, and write down what was kept."""
+    def passes(self, layer: Layer, x: Tensor, z: Tensor, above: Tensor) -> Tensor:
+        """Return what arrives at a layer's input x, and write down what was kept; z: its output, with its graph."""
         if self.passed and self.rules.gamma and layer.convolve is not None:
-            return self._by_sign(layer, x, above)
-        return self._dampened(layer, x, above)
+            return self._by_sign(layer, x.detach(), z.detach(), above)
+        return self._dampened(layer, x, z, above)
 
-    def _dampened(self, layer: Layer, x: Tensor, above: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            z = layer.run(leaf)
+    def _dampened(self, layer: Layer, x: Tensor, z: Tensor, above: Tensor) -> Tensor:
         sizes = z.detach().abs()
         epsilon = self.rules.absolute + self.rules.epsilon * float(sizes.square().mean().sqrt())
         epsilon = epsilon if self.passed else 0.0
         held = above * sizes / (sizes + epsilon) if epsilon else above
-        (found,) = torch.autograd.grad(z, leaf, held)
-        by_bias = _total(held * layer.run(torch.zeros_like(x)))
+        (found,) = torch.autograd.grad(z, x, held)
+        by_bias = _over(held, layer.bias) if layer.convolve else _total(held * layer.run(torch.zeros_like(x)))
         words = f"ε = {epsilon:.4g}" if epsilon else "by share (ε = 0)"
         self.passed.append(Passed(layer.name, words, by_bias, _total((above - held) * z.detach())))
         return found
 
-    def _by_sign(self, layer: Layer, x: Tensor, above: Tensor) -> Tensor:
+    def _by_sign(self, layer: Layer, x: Tensor, z: Tensor, above: Tensor) -> Tensor:
         """Let contributions of an output's own sign count 1 + gamma times; signs of inputs are taken apart.
 
         So the denominators are never nearer to zero than the outputs, and inputs below zero are allowed.
@@ -106,9 +103,8 @@ class Book:
         convolve: Any = layer.convolve
         up, down = _more(weight, gamma, 1), _more(weight, gamma, -1)
         bias_up, bias_down = _more(bias, gamma, 1), _more(bias, gamma, -1)
-        z = convolve(x, weight, bias)
         with torch.enable_grad():
-            positive, negative = (x.detach().clamp(min=0).requires_grad_(), x.detach().clamp(max=0).requires_grad_())
+            positive, negative = x.clamp(min=0).requires_grad_(), x.clamp(max=0).requires_grad_()
             raised = convolve(positive, up, bias_up) + convolve(negative, down, None)
             lowered = convolve(positive, down, bias_down) + convolve(negative, up, None)
         first = torch.where(z > 0, above * z / torch.where(z > 0, raised.detach(), 1), 0)
@@ -125,15 +121,19 @@ class Ruled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Layer, book: Book) -> Tensor:
         """Run the layer."""
-        ctx.save_for_backward(x)
-        ctx.layer, ctx.book = layer, book
-        return layer.run(x)
+        ctx.save_for_backward(x)  # so that a change of x in place is found out
+        with torch.enable_grad():
+            inner = x.detach().requires_grad_()
+            z = layer.run(inner)
+        ctx.kept = (layer, book, inner, z)
+        return z.detach().clone()  # may be changed in place by what comes next
 
     @staticmethod
     def backward(ctx: Any, *above: Any) -> Any:
         """Pass what arrives by the rule."""
-        (x,) = ctx.saved_tensors
-        return ctx.book.passes(ctx.layer, x, above[0]), None, None
+        _ = ctx.saved_tensors
+        layer, book, inner, z = ctx.kept
+        return book.passes(layer, inner, z, above[0]), None, None
 
 
 def layer_of(func: Any, args: Any, kwargs: Any, given: Tensor) -> Layer | None:
