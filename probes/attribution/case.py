@@ -29,6 +29,7 @@ Kind = Literal["image", "table", "text", "language_model"]
 What = Literal["scores", "logits", "scores_of_raw"]
 T = TypeVar("T")
 LARGEST_CHUNK = 256
+ROWS_ON_CPU, ON_CPU = 64, 2**26  # bytes of graph: what the caches of a CPU hold is fastest
 _KEPT = 64
 
 
@@ -116,7 +117,7 @@ class Case:
         work: Callable[[Tensor], Tensor] = getattr(self, what)
 
         def whole() -> Tensor:
-            return torch.cat([work(part.to(self.objective.device)) for part in features.split(self.chunk())])
+            return torch.cat([work(part.to(self.objective.device)) for part in self._parts(features)])
 
         with torch.no_grad(), strict(self.module):
             return self._in_memory(whole)
@@ -125,7 +126,7 @@ class Case:
         """Return scores (B,) and their gradients by the features (B, ...), in chunks; the one loop of all methods."""
 
         def whole() -> tuple[Tensor, Tensor]:
-            pairs = [self._gradients(part) for part in features.split(self.chunk())]
+            pairs = [self._gradients(part) for part in self._parts(features)]
             return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
         with strict(self.module):
@@ -165,9 +166,16 @@ class Case:
             features = self.features.detach().requires_grad_()
             with strict(self.module), measuring(self.objective.theta) as held:
                 self.scores(features)
-            spare = spare_bytes(self.objective.device) / 4
-            self._kept["chunk"] = max(1, min(LARGEST_CHUNK, int(spare / max(held.bytes, 1))))
+            spare, most = spare_bytes(self.objective.device) / 4, LARGEST_CHUNK
+            if self.objective.device.type == "cpu":
+                most = min(most, max(ROWS_ON_CPU, ON_CPU // 16 // max(held.bytes, 1)))
+                spare = min(spare, ON_CPU)
+            self._kept["chunk"] = max(1, min(most, int(spare / max(held.bytes, 1))))
         return int(self._kept["chunk"])
+
+    def _parts(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Cut rows into chunks; one row needs no measuring of the memory."""
+        return (features,) if len(features) == 1 else features.split(self.chunk())
 
     def _gradients(self, features: Tensor) -> tuple[Tensor, Tensor]:
         features = features.detach().to(self.objective.device).requires_grad_()
