@@ -96,10 +96,4 @@ def attribute(case: Case, name: str, settings: Settings | None = None, tick: Tic
 
 
 def _methods_of(name: str) -> tuple[Method, ...]:
-    path = f"probes.attribution.{name}"
-    try:
-        return tuple(import_module(path).METHODS)
-    except ModuleNotFoundError as error:  # while the branch is incomplete
-        if error.name != path:
-            raise
-        return ()
+    return tuple(import_module(f"probes.attribution.{name}").METHODS)
