@@ -57,11 +57,12 @@ def pick(what: Ready, checkpoints: Sequence[str], given: str, place: str) -> str
     picked = _table(result, chosen, f"{place}-{way}")
     rows = picked or list(chosen.rows[:1])
     if not rows:
-        st.info("No example is so.")
+        st.info("No example matches.")
         return given
     words = ", ".join(map(str, rows))
     told = "the first, as none is ticked" if not picked else "as ticked"
-    st.caption(f"{chosen.total:,} examples are so. Asked about: row {words} ({told}).")
+    count = "1 example matches" if chosen.total == 1 else f"{chosen.total:,} examples match"
+    st.caption(f"{count}. Asked about: row {words} ({told}).")
     return words
 
 

@@ -16,8 +16,12 @@ WORKBENCH = "pages/workbench.py"
 JOBS = "pages/jobs.py"
 RUN = "pages/training_run.py"
 REVIEWS = "pages/reviews.py"
-HEADINGS = {"hessian_spectrum": "Curvature"}  # in the side bar, where neither a run nor a pair is asked for
 PAIRS = "Between checkpoints"
+EXAMPLES = "Single examples"
+HEADINGS = {  # in the side bar, where what is asked for does not say it
+    "hessian_spectrum": "Curvature",
+    **dict.fromkeys(("attribution", "caption_misalignment", "concepts", "influence", "predictions"), EXAMPLES),
+}
 WHOLE_RUN = "What has been measured of this training run, on one time axis?"
 
 
@@ -29,7 +33,7 @@ def navigation() -> StreamlitPage:
     queue = st.Page(JOBS, title="Jobs", icon=":material/list_alt:")
     kept = st.Page(REVIEWS, title="Pinned", icon=":material/keep:")
     whole = st.Page(RUN, title="The whole run", help=WHOLE_RUN, icon=":material/stacked_line_chart:")
-    pages: dict[str, list[StreamlitPage]] = {"": [bench], "Curvature": [], "Training run": [whole], PAIRS: []}
+    pages: dict[str, list[StreamlitPage]] = {"": [bench], "Curvature": [], "Training run": [whole], PAIRS: [], EXAMPLES: []}
     for name, analyzer in catalogue().items():
         if (ROOT / "pages" / f"{name}.py").is_file():
             path, icon = f"pages/{name}.py", ":material/monitoring:"
