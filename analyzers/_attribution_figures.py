@@ -11,6 +11,7 @@ from analyzers._attribution_classes import class_grid, classes_of
 from analyzers._attribution_compared import beside, difference_grid, run_figure, run_grid
 from analyzers._attribution_curves import agreement_figure, curves_figure, sanity_figure, scoreboard_figure
 from analyzers._attribution_drawn import bars, drawn
+from analyzers._attribution_matrix import matrix_figure
 from analyzers._attribution_panels import Grid, View, maps_grid, view_of
 from analyzers._base import Result
 
@@ -25,6 +26,7 @@ def draw(result: Result, given: Mapping[str, Any]) -> dict[str, go.Figure]:
     if values["maps"]:
         found["maps"] = _grid(result, maps_grid, view)
     judged = {
+        "token_matrix": matrix_figure(result.card, values, result.arrays, view),
         "curves": curves_figure(result.card, values, result.arrays, view),
         "sanity": sanity_figure(result.card, values, result.arrays, view),
         "agreement": agreement_figure(result.card, values, result.arrays),

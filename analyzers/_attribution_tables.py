@@ -9,6 +9,7 @@ import pandas as pd
 from analyzers._attribution_classes import class_table
 from analyzers._attribution_compared import run_table
 from analyzers._attribution_curves import METRICS, curve_rows
+from analyzers._attribution_matrix import matrix_table
 from analyzers._attribution_panels import View
 from analyzers._base import Result
 
@@ -28,6 +29,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
     if len({each["checkpoint_index"] for each in values["cases"]}) > 2:
         found["run"] = pd.DataFrame(run_table(values, arrays))
     others = {
+        "token_matrix": matrix_table(values, arrays),
         "curves": _curves(result),
         "sanity": _sanity(result),
         "agreement": _agreement(result),

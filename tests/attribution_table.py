@@ -55,9 +55,10 @@ def _cell(one: dict[str, Any], reasons: list[str]) -> str:
     words = {"ok": "runs", "doubtful": "runs, doubtful", "refused": "no", "invalid": "INVALID"}[one["badge"]]
     if one["badge"] == "ok":
         return words
-    said = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "…", " ".join(one["reasons"])) if one["badge"] == "doubtful" else (
-        " ".join(one["reasons"])
-    )  # fmt: skip
+    said = " ".join(one["reasons"])
+    if one["badge"] == "doubtful":
+        said = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "…", said)
+    said = re.sub(r"but this model has [^;.]*?(?=;|\.|, where)", "but this model has others", said)
     if said not in reasons:
         reasons.append(said)
     return f"{words} ({reasons.index(said) + 1})"

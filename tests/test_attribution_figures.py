@@ -108,7 +108,7 @@ def test_tokens_have_their_numbers_printed_and_special_ones_no_colour():
     first, second = heat(figure)
     assert list(first.z[0]) == [0.0, 0.5, -1.0, 0.25] and list(first.text[0]) == ["9", "1", "-2", "0.5"]
     assert figure.layout.xaxis.ticktext[0] == "<i>[CLS]</i>" and figure.layout.xaxis.ticktext[1] == "a&lt;b&gt;"
-    assert "±2" in first.y[0] and "refused" in second.y[0] and second.z[0] == (None,) * 4
+    assert "±2" in first.y[0] and "refused" in second.y[0] and list(second.z[0]) == [None] * 4
     assert scale_of(cells) == 2.0
 
 
@@ -219,3 +219,14 @@ def test_tables_carry_reasons_and_numbers(results):
     assert table.infidelity[0] == results["table"].values["maps"][0]["infidelity"]
     assert table.id[0] == f"{HOSTILE} 0"  # raw: csv_of makes cells harmless
     assert isinstance(results["table"], AttributionResult)
+
+
+def test_the_matrix_of_an_answer_has_its_numbers_printed():
+    result = run("gpt2", target="answer", position=4, methods="occlusion", judge=False)
+    shown = result.figures()["token_matrix"]
+    matrix = result.arrays["token_matrix_0"]
+    special = np.array(result.values["cases"][0]["special"])
+    assert np.allclose(np.array(shown.data[0].z)[:, ~special], matrix[:, ~special])
+    assert shown.data[0].text[0][0] == f"{matrix[0, 0]:.2g}" and "<img" not in shown.to_json()
+    table = result.tables()["token_matrix"]
+    assert np.allclose(table.attribution, matrix.ravel()) and table.answer_place.min() == 4

@@ -23,8 +23,7 @@ def answered(
     """Run an analyzer; its result carries the doubts of the gate. said: is told the gate's verdict before it runs.
 
     objective_at: makes the objective at a checkpoint; not asked where the analyzer needs none. The gate judges the
-    last checkpoint of a training run, both of a pair, the first and the last of several, and the only one otherwise.
-    Raises ProbeError.
+    last checkpoint of a training run, both of a pair, the only one otherwise. Raises ProbeError.
     """
     if not analyzer.needs_objective:
         nothing: Any = None
@@ -44,5 +43,5 @@ def _judged(analyzer: Analyzer, checkpoints: tuple[Checkpoint, ...]) -> tuple[Ch
     if analyzer.series:
         return (checkpoints[series(checkpoints, getattr(analyzer, "times", "")).order[-1]],)
     if analyzer.several:
-        return checkpoints[:1] if len(checkpoints) < 2 else (checkpoints[0], checkpoints[-1])
+        return checkpoints if len(checkpoints) < 3 else checkpoints[-1:]
     return checkpoints[:2] if analyzer.roles else checkpoints[:1]
