@@ -165,7 +165,8 @@ class Case:
         if "chunk" not in self._kept:
             features = self.features.detach().requires_grad_()
             with strict(self.module), measuring(self.objective.theta) as held:
-                self.scores(features)
+                score = self.scores(features)
+            self._kept["score", _hash(self.features)] = float(score[0])
             spare, most = spare_bytes(self.objective.device) / 4, LARGEST_CHUNK
             if self.objective.device.type == "cpu":
                 most = min(most, max(ROWS_ON_CPU, ON_CPU // 16 // max(held.bytes, 1)))
