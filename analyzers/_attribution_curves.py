@@ -171,7 +171,9 @@ def scoreboard_figure(card: Values, values: Values, view: View) -> go.Figure | N
         null = _null_of(values, name)
         if null is not None:
             found.add_vline(x=null, line={"color": AGAINST, "dash": "dot"}, row=1, col=column)
-        found.update_xaxes(title_text=wrapped(METRICS[name], 20), title_font_size=11, row=1, col=column)
+        found.update_xaxes(
+            title_text=wrapped(METRICS[name], 20), title_font_size=11, nticks=4, tickangle=0, row=1, col=column
+        )
     found.update_yaxes(autorange="reversed", type="category")
     _head(found, "Which method is faithful on these examples", f"{of_what(card)}; dotted: random orders")
     return found.update_layout(height=220 + 34 * len(board))

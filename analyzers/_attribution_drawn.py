@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ CELL, AROUND = 175, 190  # pixels of a row of pictures, and around all of them
 MOST_BARS = 15
 LINE = 16  # tokens beside one another
 MOST_LINES = 48
+LABEL = 20  # signs of a label beside its bar
 MUTED = "#52606D"
 
 
@@ -101,42 +103,57 @@ def _scale(found: go.Figure, row: int, count: int, scale: float, value: str) -> 
 
 
 def bars(grid: Grid) -> go.Figure:
-    """Draw maps of named features as bars, the largest of each row; a row has one scale."""
+    """Draw maps of named features as bars, the largest of each row; a row has one scale, and one order where it can."""
     count, width = len(grid.rows), len(grid.columns)
-    found = _subplots(grid, count, width, horizontal_spacing=0.12 / width, vertical_spacing=min(0.12, 0.5 / count))
+    alike = all(len({each.labels for each in cells}) == 1 for cells in grid.cells)
+    found = _subplots(
+        grid, count, width, horizontal_spacing=0.02 if alike else 0.3 / width, vertical_spacing=min(0.12, 0.5 / count)
+    )  # fmt: skip
     tallest = 0
     for row, cells in enumerate(grid.cells, 1):
         spread = [float(np.nanmax(each.stderr, initial=0)) for each in cells if each.stderr is not None]
         reach = 1.08 * (scale_of(cells) + max(spread, default=0.0))
+        order = _order(cells) if alike else None
         for column, cell in enumerate(cells, 1):
-            tallest = max(tallest, _bars(found, row, column, cell, grid.value))
+            tallest = max(tallest, _bars(found, row, column, cell, grid.value, order))
+            found.update_yaxes(showticklabels=column == 1 or not alike, row=row, col=column)
         signed = any(each.values is not None and (each.values < 0).any() for each in cells)
-        found.update_xaxes(range=[-reach if signed else 0, reach], row=row)
+        found.update_xaxes(range=[-reach if signed else 0, reach], nticks=6, row=row)
         found.update_yaxes(title_text=grid.rows[row - 1], row=row, col=1, title_font_size=11)
     found.update_xaxes(title_text=grid.value, row=count, title_font_size=11)
     return found.update_layout(height=AROUND + max(CELL, 40 + 17 * tallest) * count, showlegend=False)
 
 
-def _bars(found: go.Figure, row: int, column: int, cell: Cell, value: str) -> int:
+def _order(cells: Sequence[Cell]) -> Array:
+    """Return the features of a row from the largest mean size to the smallest."""
+    known = [np.abs(np.nan_to_num(each.values)) for each in cells if each.values is not None]
+    return np.argsort(-np.mean(known, 0), kind="stable") if known else np.zeros(0, np.int64)
+
+
+def _bars(found: go.Figure, row: int, column: int, cell: Cell, value: str, order: Array | None) -> int:
     """Draw the bars of a cell; return how many."""
     axis = _axis(found, row, column)
     if cell.values is None:
         _say(found, axis, wrapped(cell.reason, 30), centre=True)
         return 0
-    labels = as_labels(cell.labels)
-    order = np.argsort(-np.abs(np.nan_to_num(cell.values)), kind="stable")[:MOST_BARS]
-    shown = [float(cell.values[each]) for each in order]
-    spread = None if cell.stderr is None else [float(cell.stderr[each]) for each in order]
+    names, labels = as_labels(cell.labels), as_labels(_short(each) for each in cell.labels)
+    kept = (_order([cell]) if order is None else order)[:MOST_BARS]
+    shown = [float(cell.values[each]) for each in kept]
+    spread = None if cell.stderr is None else [float(np.nan_to_num(cell.stderr[each])) for each in kept]
     found.add_bar(
-        x=shown, y=[labels[each] for each in order], orientation="h",
+        x=shown, y=[labels[each] for each in kept], orientation="h", customdata=[names[each] for each in kept],
         marker_color=[AGAINST if each < 0 else FOR for each in shown],
         error_x=None if spread is None else {"type": "data", "array": spread, "thickness": 1.2, "width": 3},
-        hovertemplate=f"%{{y}}<br>{value} %{{x:.4g}}<extra></extra>", row=row, col=column,
+        hovertemplate=f"%{{customdata}}<br>{value} %{{x:.4g}}<extra></extra>", row=row, col=column,
     )  # fmt: skip
     found.update_yaxes(autorange="reversed", type="category", row=row, col=column)
     if cell.note:
         _say(found, axis, as_plotly(cell.note), centre=False)
-    return len(order)
+    return len(kept)
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LABEL else f"{label[: LABEL - 1]}…"
 
 
 def _tokens(grid: Grid) -> go.Figure:
@@ -144,12 +161,18 @@ def _tokens(grid: Grid) -> go.Figure:
     scales = [scale_of(cells) for cells in grid.cells]
     lines = [(column, start) for column in range(len(grid.columns)) for start in _starts(grid, column)]
     shown, count = lines[:MOST_LINES], len(grid.rows)
-    titles = [grid.columns[column] if not start else "" for column, start in shown]
-    found = make_subplots(rows=len(shown), cols=1, subplot_titles=titles, vertical_spacing=0.45 / max(len(shown), 1))
+    titles = [grid.columns[column].replace("<br>", " · ") if not start else "" for column, start in shown]
+    found = make_subplots(rows=len(shown), cols=1, subplot_titles=titles, vertical_spacing=0.5 / max(len(shown), 1))
+    found.for_each_annotation(lambda each: each.update(font_size=12, x=0, xanchor="left"))
+    widest = max((min(LINE, len(row[column].labels)) for row in grid.cells for column, _ in shown), default=1)
     for place, (column, start) in enumerate(shown, 1):
         _line(found, place, grid, column, start, scales)
+        found.update_xaxes(range=[start - 0.5, start + widest - 0.5], showgrid=False, row=place, col=1)
+    found.update_yaxes(showgrid=False)
+    found.update_xaxes(title_text="token (special ones in italics, not coloured)", title_font_size=11, row=len(shown))
     height = AROUND + len(shown) * (95 + 26 * count)
-    ends = {"tickvals": [-1, 0, 1], "ticktext": ["−scale", "0", "scale"], "title": {"text": "of the row's scale"}}
+    ends = {"tickvals": [-1, 0, 1], "ticktext": ["−1", "0", "1"], "thickness": 10, "x": 1.01,
+            "title": {"text": "share of the row's ±", "side": "right", "font": {"size": 11}}}  # fmt: skip
     found.update_layout(
         coloraxis={"colorscale": [list(each) for each in DIVERGING], "cmin": -1, "cmax": 1, "colorbar": ends}
     )
@@ -188,8 +211,7 @@ def _line(found: go.Figure, place: int, grid: Grid, column: int, start: int, sca
     ticks = [f"<i>{as_plotly(each)}</i>" if apart else as_plotly(each) or "␣" for each, apart in
              zip(labels, special or (False,) * len(labels), strict=True)]  # fmt: skip
     found.update_xaxes(
-        tickvals=list(range(start, start + len(labels))), ticktext=ticks, range=[start - 0.5, start + LINE - 0.5],
-        title_text="token (special ones in italics, not coloured)", title_font_size=11, tickangle=-35, row=place, col=1,
+        tickvals=list(range(start, start + len(labels))), ticktext=ticks, tickangle=-35, row=place, col=1,
     )  # fmt: skip
     found.update_yaxes(autorange="reversed", row=place, col=1)
 

@@ -89,12 +89,14 @@ def test_views_choose_a_case_a_method_and_sizes(results):
     assert len(heat(whole)) == len(heat(result.figures()["maps"])) and heat(whole)[0].opacity == 1.0
 
 
-def test_bars_are_the_columns_of_a_table(results):
+def test_bars_are_the_columns_of_a_table_in_one_order(results):
     result = results["table"]
     bars = [each for each in result.figures()["maps"].data if each.type == "bar"]
-    order = np.argsort(-np.abs(result.arrays["map_0"]))
-    assert np.allclose(bars[0].x, result.arrays["map_0"][order])
-    assert bars[0].y[0].endswith(f"; {order[0]}") or bars[0].y[0].endswith(f" {order[0]}")
+    maps = np.stack([result.arrays[f"map_{3 * case}"] for case in range(3)])
+    order = np.argsort(-np.abs(maps).mean(0))
+    for bar, own in zip(bars[:3], maps, strict=True):
+        assert np.allclose(bar.x, own[order]) and [each[-1] for each in bar.customdata] == [f"{k}" for k in order]
+    assert bars[0].y == bars[1].y and len(set(bars[0].y)) == 6 and all("<b>" not in each for each in bars[0].y)
     features = result.tables()["features"]
     assert np.allclose(features[features["map"] == 1].attribution, result.arrays["map_1"])
 

@@ -55,8 +55,7 @@ def test_a_run_of_checkpoints_in_process_is_captum_s(real: Path, tmp_path: Path)
     net = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(),
                         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1600, 10))  # fmt: skip
     state = torch.load(real / "mnist-cnn" / "run1" / "epoch-100.pt", weights_only=True, map_location="cpu")
-    state = state.get("model", state.get("state_dict", state))
-    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    net.load_state_dict(state["model_state"])
     from probes.data import read_batches
     from probes.specs import DataSpec
 
