@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from probes.checkpoint import read_checkpoint
@@ -26,26 +26,30 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), 
 SHAPES = ("circle", "square", "triangle", "cross")
 TEMPLATE = "a {} {}."
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
-def tokenizer(texts: list[str], size: int = 64) -> Tokenizer:
-    """A byte-pair tokenizer as CLIP's: ends of words are marked, captions stand between two special tokens."""
-    made = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
+def tokenizer() -> Tokenizer:
+    """A byte-pair tokenizer as CLIP's: ends of words are marked, captions stand between two special tokens.
+
+    The words of the captions are one token each, but for those of six letters or more, which are two.
+    """
+    letters = [chr(code) for code in range(33, 127)]
+    tokens, merges = [START, END, *letters, *(f"{each}{WORD_END}" for each in letters)], []
+    for word in sorted({*COLOURS, *SHAPES}):
+        whole = word[0]
+        for each in [*word[1:-1], f"{word[-1]}{WORD_END}"][: -1 if len(word) > 5 else None]:
+            if whole + each not in tokens:
+                tokens.append(whole + each)
+                merges.append((whole, each))
+            whole += each
+    made = Tokenizer(models.BPE({each: place for place, each in enumerate(tokens)}, merges, unk_token=END,
+                                end_of_word_suffix=WORD_END))  # fmt: skip
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = [START, END]
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, end_of_word_suffix="</w>",
-                                  show_progress=False)  # fmt: skip
-    made.train_from_iterator(texts, trainer)
-    ends = [(each, made.token_to_id(each)) for each in special]
+    ends = [(START, 0), (END, 1)]
     made.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
     return made
-
-
-def captions() -> list[str]:
-    """One caption for each colour and shape."""
-    return [TEMPLATE.format(*each) for each in itertools.product(COLOURS, SHAPES)]
 
 
 def picture(colour: str, shape: str, rng: np.random.Generator, side: int = 16) -> np.ndarray[Any, Any]:
@@ -75,13 +79,13 @@ def shapes(count: int, seed: int = 0, side: int = 16) -> tuple[np.ndarray[Any, A
     return np.stack([picture(*each, rng, side) for each in kinds]), [TEMPLATE.format(*each) for each in kinds]
 
 
-def model(seed: int = 0, *, vocabulary: int = 64, end: int = 1, width: int = 16, layers: int = 4, **more: Any) -> Any:
+def model(seed: int = 0, *, vocabulary: int = 256, end: int = 1, width: int = 16, layers: int = 4, **more: Any) -> Any:
     """A tiny CLIPModel of transformers."""
     import transformers
 
     tower = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
              "num_attention_heads": 2}  # fmt: skip
-    text = {**tower, "vocab_size": vocabulary, "max_position_embeddings": 12, "eos_token_id": end, "bos_token_id": 0,
+    text = {**tower, "vocab_size": vocabulary, "max_position_embeddings": 16, "eos_token_id": end, "bos_token_id": 0,
             "pad_token_id": end}  # fmt: skip
     vision = {**tower, "image_size": 16, "patch_size": 4}
     torch.manual_seed(seed)
@@ -97,7 +101,7 @@ def model(seed: int = 0, *, vocabulary: int = 64, end: int = 1, width: int = 16,
 def folder(path: Path, made: Any, side: int = 16) -> Path:
     """Save a model as the hub has it: weights, config, tokenizer, preprocessor."""
     made.save_pretrained(path)
-    tokenizer(captions()).save(str(path / "tokenizer.json"))
+    tokenizer().save(str(path / "tokenizer.json"))
     settings = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, "do_resize": True,
                 "do_center_crop": True, "do_normalize": True, "do_rescale": True, "resample": 3,
                 "rescale_factor": 1 / 255, "image_mean": MEAN, "image_std": STD}  # fmt: skip
