@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from probes.objective import Objective
 
 Array = np.ndarray[Any, Any]
-SECONDS_BETWEEN_SHOWS = 2.0
+SECONDS_BETWEEN_SHOWS, SHARE_OF_SHOWS = 2.0, 20  # what is known so far is written in a twentieth of the time at most
 MOST_MAPS = MOST_EXAMPLES * MOST_METHODS
 
 
@@ -84,7 +84,7 @@ class Part:
 
     def __call__(self, share: float, doing: str, seconds_left: float | None = None) -> None:  # noqa: ARG002
         """Report the share of the part."""
-        self.tick(self.start + self.width * min(max(share, 0.0), 1.0), f"{self.words}: {doing}")
+        self.tick(min(1.0, self.start + self.width * min(max(share, 0.0), 1.0)), f"{self.words}: {doing}")
 
     def within(self, start: float, stop: float) -> Part:
         """Return the tick of a part of this part."""
@@ -117,7 +117,7 @@ def measure(
     card = _card(options, objective, checkpoints, asked)
     found = Found(options, card, "", asked.methods, checkpoints, list(objective.caveats))
     kept: dict[str, Record] = {}
-    last = time.monotonic()
+    due = time.monotonic() + SECONDS_BETWEEN_SHOWS
     for place, checkpoint in enumerate(checkpoints):
         at = objective if place == 0 else objective.at(checkpoint)
         theta = _hash(*at.theta, *at.constants.values())
@@ -130,9 +130,11 @@ def measure(
             if len(shots):
                 found.arrays[f"picture_{own}"] = shots[number]
             _methods(options, found, case, asked, theta, kept, tick)
-            if time.monotonic() - last > SECONDS_BETWEEN_SHOWS:
+            began = time.monotonic()
+            if began > due:
                 tick.show(shown(found))
-                last = time.monotonic()
+                ended = time.monotonic()
+                due = ended + max(SECONDS_BETWEEN_SHOWS, SHARE_OF_SHOWS * (ended - began))
     return found
 
 

@@ -175,6 +175,7 @@ def test_checkpoints_in_the_order_given_at_one_target(tmp_path):
 
 def test_what_is_known_so_far_is_shown(monkeypatch):
     monkeypatch.setattr("analyzers._attribution_measure.SECONDS_BETWEEN_SHOWS", 0.0)
+    monkeypatch.setattr("analyzers._attribution_measure.SHARE_OF_SHOWS", 0)
     tick = Keeps()
     whole = run("tabular", tick, methods="gradient,saliency", examples="0-2")
     assert [len(each.values["maps"]) for each in tick.shown] == [2, 4, 6]
