@@ -39,6 +39,8 @@ NAMES = {  # analyzer -> what stands above its figures
     "grafting": "Weights for 95 %",
     "influence": "Shared with random examples",
     "concepts": "TCAV score",
+    "predictions": "Loss, last",
+    "attribution": "Maps",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_alignment": {"listed": 4, "flip": 0.2},
@@ -46,6 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "loss_path": {"points": 7, "refine": 0},
     "mode_connectivity": {"points": 5, "restarts": 2, "curve": "bezier", "curve_epochs": 1, "curve_points": 5},
     "grafting": {"points": 4},
+    "attribution": {"examples": "0-3", "methods": "integrated_gradients,occlusion,grad_cam", "sanity": True},
     "influence": {"top": 3, "null_examples": 2},
     "concepts": {"vectors": 10, "controls": 19, "listed": 2},
 }

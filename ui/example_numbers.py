@@ -1,4 +1,4 @@
-"""The numbers that stand above the figures of a result about examples: their influence, or the concept they show."""
+"""The numbers that stand above the figures of a result about examples: predictions, maps, influence, concepts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ui.cells import Cell
-from ui.text import number, percent
+from ui.text import number, percent, with_error
 
 Values = Mapping[str, Any]
 
@@ -54,6 +54,58 @@ def concepts(values: Values) -> list[Cell]:
         Cell("Significant layers", f"{values['significant_layers']} of {len(layers)}", f"At {values['alpha']:g}."),
         Cell("Examples of the concept", number(values["concept_examples"]), note=counts),
     ]  # fmt: skip
+
+
+def predictions(values: Values) -> list[Cell]:
+    """Return the numbers of the last checkpoint's predictions, with their 95 % intervals."""
+    last = lambda name: values[name][-1] if values.get(name) else None
+    cells = [Cell("Loss, last", with_error(last("loss"), last("loss_stderr")), "± is the standard error.")]
+    if values.get("accuracy"):
+        between = _share(last("accuracy_low"), last("accuracy_high"))
+        cells.insert(0, Cell("Accuracy, last", percent(last("accuracy")), "95 % by Wilson.", between))
+        cells.append(Cell("Wrong, last", number(last("wrong")), note=f"of {number(values['examples_seen'])}"))
+    if values.get("ece_debiased"):
+        told = "Mean gap between how sure the model is and how often it is right, less what chance adds."
+        between = _share(last("ece_debiased_low"), last("ece_debiased_high"))
+        cells.append(Cell("Calibration error, last", percent(last("ece_debiased")), told, between))
+    if values.get("perplexity"):
+        between = f"[{number(last('perplexity_low'))}, {number(last('perplexity_high'))}]"
+        cells.append(Cell("Perplexity, last", number(last("perplexity")), "exp(loss).", between))
+    return cells
+
+
+def attribution(values: Values) -> list[Cell]:
+    """Return how many maps can be believed, and which method does best."""
+    maps, cases = values["maps"], values["cases"]
+    badges = [each["badge"] for each in maps]
+    worse = {name: badges.count(name) for name in ("doubtful", "invalid", "refused") if badges.count(name)}
+    note = ", ".join(f"{count} {name}" for name, count in worse.items())
+    cells = [
+        Cell("Maps", f"{badges.count('ok')} of {len(maps)} ok", "Checked for completeness, no-ops and more.", note)
+    ]
+    if len(cases) == 1:
+        label = "" if cases[0]["label_name"] is None else f", label {cases[0]['label_name']}"
+        said = f"predicted {cases[0]['prediction_name']}{label}"
+        cells.insert(0, Cell("Probability of the prediction", percent(cases[0]["probability"]), note=said))
+    cells += _best(values["scoreboard"], "insertion_auc", "Best insertion", "highest", max)
+    cells += _best(values["scoreboard"], "deletion_auc", "Best deletion", "lowest", min)
+    checked = [each["sanity"] for each in maps if each.get("sanity")]
+    if checked:
+        told = "Maps that stay alike when all weights are random: they show the example, not the model."
+        cells.append(Cell("Survive random weights", f"{checked.count('flagged')} of {len(checked)}", told))
+    return cells
+
+
+def _best(board: Any, name: str, label: str, which: str, choose: Any) -> list[Cell]:
+    """Return the method that is best by an area, with its interval."""
+    known = [each for each in board if each[name]["mean"] is not None]
+    if len(known) < 2:
+        return []
+    best = choose(known, key=lambda each: each[name]["mean"])
+    found = best[name]
+    between = "" if found["low"] is None else f" [{number(found['low'], 3)}, {number(found['high'], 3)}]"
+    told = f"The method with the {which} area, its mean over the examples and 95 % of it."
+    return [Cell(label, best["title"], told, f"{number(found['mean'], 3)}{between}")]
 
 
 def _share(low: Any, high: Any) -> str:

@@ -31,11 +31,17 @@ HEADINGS = {  # in the order of the columns
     "prediction_after": "Prediction after",
     "loss": "Loss",
     "loss_after": "Loss after",
+    "probability": "Probability",
+    "gap": "Gap",
+    "entropy": "Entropy",
     "margin": "Margin",
     "checkpoint": "Checkpoint",
     "text": "Text",
 }
 HELP = {
+    "probability": "Of the class that is predicted.",
+    "gap": "Probability of the likeliest class less that of the next: a small one is unsure.",
+    "entropy": "Of the predicted probabilities, in nats.",
     "margin": "Logit of the label less the largest other logit: below zero the prediction is another class.",
     "alignment": "Cosine of minus its gradient and the weights: a negative one pulls against them.",
     "rise": "Loss after less loss before.",

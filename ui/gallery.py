@@ -12,7 +12,7 @@ from analyzers import catalogue
 from analyzers._base import Result
 from analyzers._gallery import FILTERS, Chosen, choose, shown_place
 from probes.errors import DataError
-from ui.examples import png_url
+from ui.examples import HELP, png_url
 from ui.progress import show
 from ui.ready import Ready
 from ui.state import jobs, key_for, result_of
@@ -25,10 +25,6 @@ PAGE = 48
 ROW = 56  # pixels
 HISTORY = 300
 NUMBERS = {"probability": "Probability", "loss": "Loss", "gap": "Gap"}
-HELP = {
-    "probability": "Of the class that is predicted.",
-    "gap": "Probability of the likeliest class less that of the next: a small one is unsure.",
-}
 
 
 def pick(what: Ready, checkpoints: Sequence[str], given: str, place: str) -> str:
@@ -152,8 +148,8 @@ def _table(result: Result, chosen: Chosen, key: str) -> list[int]:
         return []
     table, pictures = table_of(result, chosen.rows)
     columns: dict[str, Any] = {
-        name: st.column_config.NumberColumn(name, format="%.3g", help=HELP.get(key))
-        for key, name in NUMBERS.items()
+        name: st.column_config.NumberColumn(name, format="%.3g", help=HELP.get(each))
+        for each, name in NUMBERS.items()
         if name in table
     }
     if pictures:

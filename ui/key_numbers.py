@@ -108,6 +108,7 @@ def _between(low: Any, high: Any) -> str:
 
 
 CELLS: Mapping[str, Callable[[Values], list[Cell]]] = {
+    "attribution": example_numbers.attribution,
     "concepts": example_numbers.concepts,
     "gradient_alignment": _alignment,
     "gradient_statistics": _statistics,
@@ -116,5 +117,6 @@ CELLS: Mapping[str, Callable[[Values], list[Cell]]] = {
     "layer_rotation": _rotation,
     "loss_path": pair_numbers.loss_path,
     "mode_connectivity": pair_numbers.connectivity,
+    "predictions": example_numbers.predictions,
     "opposing_signals": _opposing,
 }
