@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from probes.attribution.baselines import baselines, default_baseline
+from probes.attribution.chunks import rows_at_once
 from probes.attribution.embedding import embedded, input_embedding, replaced
 from probes.attribution.errors import AttributionError
 from probes.attribution.tokens import are_special, column_names, token_names
-from probes.memory import is_out_of_memory, measuring, spare_bytes
+from probes.memory import is_out_of_memory, measuring
 from probes.objective import Objective
 from probes.strict import strict
 
@@ -28,8 +29,6 @@ __all__ = ["Case", "Kind", "Target", "baselines", "case_of", "default_baseline",
 Kind = Literal["image", "table", "text", "language_model"]
 What = Literal["scores", "logits", "scores_of_raw"]
 T = TypeVar("T")
-LARGEST_CHUNK = 256
-ROWS_ON_CPU, ON_CPU = 64, 2**26  # bytes of graph: what the caches of a CPU hold is fastest
 _KEPT = 64
 
 
@@ -163,16 +162,16 @@ class Case:
     def chunk(self) -> int:
         """Return how many rows are run at once: measured on one row, halved where the memory was not enough."""
         if "chunk" not in self._kept:
-            features = self.features.detach().requires_grad_()
-            with strict(self.module), measuring(self.objective.theta) as held:
-                score = self.scores(features)
-            self._kept["score", _hash(self.features)] = float(score[0])
-            spare, most = spare_bytes(self.objective.device) / 4, LARGEST_CHUNK
-            if self.objective.device.type == "cpu":
-                most = min(most, max(ROWS_ON_CPU, ON_CPU // 16 // max(held.bytes, 1)))
-                spare = min(spare, ON_CPU)
-            self._kept["chunk"] = max(1, min(most, int(spare / max(held.bytes, 1))))
+            self._kept["chunk"] = rows_at_once(self.objective, self.features.shape, self._row_bytes)
         return int(self._kept["chunk"])
+
+    def _row_bytes(self) -> int:
+        """Return the bytes of the graph of one row; its score is kept."""
+        features = self.features.detach().requires_grad_()
+        with strict(self.module), measuring(self.objective.theta) as held:
+            score = self.scores(features)
+        self._kept["score", _hash(self.features)] = float(score.detach()[0])
+        return held.bytes
 
     def _parts(self, features: Tensor) -> tuple[Tensor, ...]:
         """Cut rows into chunks; one row needs no measuring of the memory."""
