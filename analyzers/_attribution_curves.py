@@ -120,7 +120,7 @@ def sanity_figure(card: Values, values: Values, arrays: Arrays, view: View) -> g
             name="Edges of the image, which see no weights",
             line={"color": EDGE, "dash": "dot"},
         )
-    return found.update_yaxes(range=[-1.05, 1.05])
+    return found.update_yaxes(range=[-1.05, 1.05]).update_xaxes(type="category")
 
 
 def layers_as(layers: Sequence[str]) -> list[str]:

@@ -14,19 +14,23 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from analyzers._attribution_panels import AGAINST, DIVERGING, FOR, SHARE, Array, Cell, Grid, flat, scale_of, wrapped
-from analyzers._figures import INK, as_plotly, figure, template
+from analyzers._figures import INK, as_plotly, faded, figure, template
 from analyzers._series_figures import as_labels
 
 LARGEST = 256  # pixels of a heat map on its longer side
-CELL, AROUND = 175, 190  # pixels of a row of pictures, and around all of them
+CELL, AROUND = 175, 190  # pixels of a row of maps, and around all of them
+LARGE, WIDE = 300, 760  # pixels of a picture where there are few, and of all beside one another
 MOST_BARS = 15
 LINE = 16  # tokens beside one another
 MOST_LINES = 48
 LABEL = 20  # signs of a label beside its bar
 MUTED = "#52606D"
+OVER_PICTURES = [  # the nearer to zero, the more of the picture is seen
+    [0.0, faded(AGAINST, 1.0)], [0.5, faded(AGAINST, 0.0)], [0.5, faded(FOR, 0.0)], [1.0, faded(FOR, 1.0)],
+]  # fmt: skip
 
 
-def drawn(kind: str, grid: Grid, opacity: float = 0.6) -> go.Figure:
+def drawn(kind: str, grid: Grid, opacity: float = 0.8) -> go.Figure:
     """Draw a grid of maps of images, tables or text."""
     if kind == "image":
         return _pictures(grid, opacity)
@@ -45,7 +49,8 @@ def _pictures(grid: Grid, opacity: float) -> go.Figure:
     found.update_xaxes(showgrid=False, zeroline=False, showticklabels=False, constrain="domain")
     found.update_yaxes(showgrid=False, zeroline=False, showticklabels=False, autorange="reversed", constrain="domain")
     found.update_xaxes(title_text="pixel column", row=count, title_font_size=11)
-    return found.update_layout(height=AROUND + CELL * count)
+    side = min(LARGE, max(CELL, WIDE // width))
+    return found.update_layout(height=AROUND + side * count)
 
 
 def _picture(found: go.Figure, row: int, column: int, cell: Cell, opacity: float, grid: Grid) -> None:
@@ -97,9 +102,7 @@ def _scale(found: go.Figure, row: int, count: int, scale: float, value: str) -> 
         "title": {"text": value if row == 1 else "", "side": "right", "font": {"size": 11}},
     }  # fmt: skip
     name = f"coloraxis{row}" if row > 1 else "coloraxis"
-    found.update_layout(
-        {name: {"colorscale": [list(each) for each in DIVERGING], "cmin": -scale, "cmax": scale, "colorbar": bar}}
-    )
+    found.update_layout({name: {"colorscale": OVER_PICTURES, "cmin": -scale, "cmax": scale, "colorbar": bar}})
 
 
 def bars(grid: Grid) -> go.Figure:

@@ -59,7 +59,7 @@ class Grid:
 class View:
     """How a result is looked at."""
 
-    opacity: float = 0.6
+    opacity: float = 0.8
     case: int | None = None
     method: str | None = None
     absolute: bool = False

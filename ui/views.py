@@ -56,7 +56,7 @@ def _maps(result: Result) -> View:
         )
     if values["kind"] == "image":
         told = "Of the map over the picture."
-        view["opacity"] = places[2].slider("Opacity", 0.0, 1.0, 0.6, 0.05, key="opacity", help=told)
+        view["opacity"] = places[2].slider("Opacity", 0.0, 1.0, 0.8, 0.05, key="opacity", help=told)
     elif values["kind"] != "table":
         view["words"] = places[2].toggle("Add tokens up to words", key="words", help="Sums keep completeness.")
     view["absolute"] = places[3].toggle("Sizes only", key="absolute", help="Absolute values: for and against alike.")
