@@ -73,7 +73,7 @@ def hessian_of(objective: Objective) -> Any:
 
 def _pyhessian(objective: Objective, count: int, notes: list[str], tick: Report) -> tuple[list[float], list[float]]:
     if objective.own is not None:
-        notes.append("PyHessian needs outputs and a loss of them; the operator's own loss(model, batch) is not such.")
+        notes.append("PyHessian needs outputs and a loss of them; one that runs the model itself is not such.")
         return [], []
     devices = [objective.device] if objective.device.type == "cuda" else []
     with strict(objective.module), warnings.catch_warnings(), torch.random.fork_rng(devices):

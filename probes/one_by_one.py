@@ -140,7 +140,7 @@ def _vectorised(objective: Objective, start: int, chosen: Sequence[int]) -> Figu
 
 
 def _figures(gradients: Sequence[Tensor], theta: Sequence[Tensor], losses: Tensor) -> Figures:
-    pairs = [(g.flatten(1), w.detach().reshape(-1)) for g, w in zip(gradients, theta, strict=True)]
+    pairs = [(g.reshape(len(g), -1), w.detach().reshape(-1)) for g, w in zip(gradients, theta, strict=True)]
     dots = torch.stack([(g * w).sum(1, dtype=torch.float64) for g, w in pairs], 1)
     squares = torch.stack([torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square() for g, _ in pairs], 1)
     return Figures(dots.cpu(), squares.cpu(), losses.double().cpu())

@@ -79,7 +79,7 @@ def test_a_picture_lies_under_its_map_on_one_scale_a_row(results):
     axis = figure.layout.coloraxis
     assert axis.cmax == -axis.cmin == pytest.approx(np.quantile(np.abs(rows), 0.995))
     assert all(place == 0.5 and colour.endswith(",0.0)") for place, colour in axis.colorscale[1:3])  # zero is clear
-        assert "%{z:.4g}" in maps[0].hovertemplate
+    assert "%{z:.4g}" in maps[0].hovertemplate
 
 
 def test_views_choose_a_case_a_method_and_sizes(results):

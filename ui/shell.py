@@ -33,7 +33,13 @@ def navigation() -> StreamlitPage:
     queue = st.Page(JOBS, title="Jobs", icon=":material/list_alt:")
     kept = st.Page(REVIEWS, title="Pinned", icon=":material/keep:")
     whole = st.Page(RUN, title="The whole run", help=WHOLE_RUN, icon=":material/stacked_line_chart:")
-    pages: dict[str, list[StreamlitPage]] = {"": [bench], "Curvature": [], "Training run": [whole], PAIRS: [], EXAMPLES: []}
+    pages: dict[str, list[StreamlitPage]] = {
+        "": [bench],
+        "Curvature": [],
+        "Training run": [whole],
+        PAIRS: [],
+        EXAMPLES: [],
+    }
     for name, analyzer in catalogue().items():
         if (ROOT / "pages" / f"{name}.py").is_file():
             path, icon = f"pages/{name}.py", ":material/monitoring:"
