@@ -18,10 +18,11 @@ ATTENTION = "math kernel under derivatives (the fused ones have no double backwa
 
 
 @contextmanager
-def strict(module: nn.Module | None = None) -> Iterator[None]:
+def strict(module: nn.Module | None = None, *, order: int = 2) -> Iterator[None]:
     """Switch TF32, nondeterministic kernels and, under gradients, fused attention off; cuDNN too for recurrent modules.
 
-    Within `torch.no_grad()` attention keeps its fused kernels: nothing is differentiated there, and they are faster.
+    order: of the derivatives that are taken. Within `torch.no_grad()`, and for first derivatives, attention keeps its
+    fused kernels: they are right there, and faster.
     Operations that have no deterministic kernel still run (a warning of torch, which is dropped here: the products
     are checked for symmetry before they are used).
     """
@@ -30,7 +31,7 @@ def strict(module: nn.Module | None = None) -> Iterator[None]:
     with (
         _ieee(),
         _cudnn(enabled=not recurrent),
-        sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else nullcontext(),
+        sdpa_kernel(SDPBackend.MATH) if order > 1 and torch.is_grad_enabled() else nullcontext(),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=".*deterministic.*")

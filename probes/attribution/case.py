@@ -128,7 +128,7 @@ class Case:
             pairs = [self._gradients(part) for part in self._parts(features)]
             return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
-        with strict(self.module):
+        with strict(self.module, order=1):
             return self._in_memory(whole)
 
     def plain(self) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ class Case:
     def _row_bytes(self) -> int:
         """Return the bytes of the graph of one row; its score is kept."""
         features = self.features.detach().requires_grad_()
-        with strict(self.module), measuring(self.objective.theta) as held:
+        with strict(self.module, order=1), measuring(self.objective.theta) as held:
             score = self.scores(features)
         self._kept["score", _hash(self.features)] = float(score.detach()[0])
         return held.bytes
@@ -244,7 +244,7 @@ def case_of(objective: Objective, row: int, target: Target | None = None) -> Cas
     if kind == "language_model":
         raw = raw[:, : _position(objective, row, target) + 1]
     case = Case(objective, kind, row, raw, raw, target or Target(0))
-    with strict(objective.module):
+    with strict(objective.module, order=1):
         case = _with_features(case)
         return _aimed(case, target)
 

@@ -70,7 +70,7 @@ def layer_of(case: Case, name: str) -> Layer:
 
 def evaluated(case: Case, name: str, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return a layer's output y (B, ...), the scores (B,) and their gradients by y, at features (B, ...)."""
-    with torch.enable_grad(), strict(case.module), cut(case, name) as kept:
+    with torch.enable_grad(), strict(case.module, order=1), cut(case, name) as kept:
         scores = case.scores(features.detach())
         if not scores.requires_grad:
             raise AttributionError(f"The score does not depend on the output of the layer {name!r}; choose another.")
@@ -81,7 +81,7 @@ def evaluated(case: Case, name: str, features: Tensor) -> tuple[Tensor, Tensor, 
 def cuts(case: Case, name: str) -> bool:
     """Tell whether the score depends on the features through this layer alone."""
     features = case.features.detach().requires_grad_()
-    with torch.enable_grad(), strict(case.module), cut(case, name):
+    with torch.enable_grad(), strict(case.module, order=1), cut(case, name):
         scores = case.scores(features)
         if not scores.requires_grad:
             return False

@@ -90,7 +90,7 @@ def attribute(case: Case, name: str, settings: Settings | None = None, tick: Tic
         raise AttributionError(reason)
     from probes.strict import strict
 
-    with strict(case.module):
+    with strict(case.module, order=1):
         found = method.run(case, settings or Settings(), tick)
         return replace(found, badge=badge_of(case, found))
 

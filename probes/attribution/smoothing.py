@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 INNER = "gradient"
 FEWEST = 10  # samples before a standard error is believed
+TOGETHER = 32  # samples between two looks at the standard error
 _ORDERS = 4  # powers whose sums are kept: the fourth for the error of a variance
 _SEEN = 512
 
@@ -137,7 +138,7 @@ def _run(statistic: str, case: Case, settings: Settings, tick: Tick) -> Map:
                                            f"relative standard error {relative:.2g}")  # fmt: skip
             if count >= settings.samples or (count >= FEWEST and relative <= settings.tolerance):
                 break
-        step = min(case.chunk(), settings.samples - count, max(FEWEST, count))
+        step = min(case.chunk(), settings.samples - count, TOGETHER)
         noisy = torch.cat([case.features + noise_of(case, settings, count + each) for each in range(step)])
         found = inner.run(noisy).double()
         sums, count = sums + torch.stack([(found**order).sum(0) for order in range(1, _ORDERS + 1)]), count + step

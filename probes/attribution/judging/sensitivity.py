@@ -73,7 +73,7 @@ def explained(case: Case, method: str, settings: Settings | None, tick: Tick = l
     reason = known[method].refuse(case)
     if reason:
         raise AttributionError(reason)
-    with strict(case.module):
+    with strict(case.module, order=1):
         return known[method].run(case, settings or Settings(), tick).values
 
 
