@@ -79,7 +79,9 @@ def find_head(objective: Objective) -> Head:
     ObjectiveError for an operator's own loss, whose derivative by the outputs is not known.
     """
     if objective.own is not None:
-        raise ObjectiveError(f"The derivative by the outputs is not known of a loss that runs the model itself. {_OTHERWISE}")
+        raise ObjectiveError(
+            f"The derivative by the outputs is not known of a loss that runs the model itself. {_OTHERWISE}"
+        )
     calls: list[_Call] = []
 
     def note(name: str, layer: nn.Module, args: Any, output: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from probes.attribution import AttributionError, clip
 from probes.clip import CLIP
 from probes.data import read_batches
 from probes.objective import Objective
-from probes.specs import DataSpec
+from probes.specs import DataSpec, ModelSpec
+from workspace.jobs import JobSpec
+from workspace.requests import analysis
+from workspace.store import Store
+from workspace.tasks import TASKS
 
 HOSTILE = "<i>red $x$ %{z}"
 
@@ -172,3 +177,30 @@ def test_a_trained_model_finds_the_swapped_word(tmp_path: Path) -> None:
     assert swaps["low"] > max(swaps["chance"], swaps["unchanged"])
     for name in ("cosine", "f_clip_score"):
         assert found[f"lower_on_others_{name}"]["low"] > 0.6
+
+
+def test_an_upload_goes_all_the_way_to_the_result(tmp_path: Path) -> None:
+    store = Store(tmp_path / "workspace")
+    cases.folder(tmp_path / "clip", cases.model())
+    shutil.make_archive(str(tmp_path / "model"), "zip", tmp_path / "clip")
+    cases.zipped(tmp_path / "pairs.zip", *cases.shapes(6, side=24))
+    model, pairs = (store.add_file(tmp_path / name, name).sha256 for name in ("model.zip", "pairs.zip"))
+
+    def ask(spec: JobSpec) -> Any:
+        folder = store.folder(spec.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        TASKS[spec.task].run(json.loads(json.dumps(spec.payload)), store, folder, Quiet())
+        return json.loads((folder / "result.json").read_text())
+
+    found = ask(JobSpec("inspect", {"file": model}, ""))
+    spec, data = ModelSpec.from_json(found["recognition"]["spec"]), DataSpec((pairs,))
+    assert spec == ModelSpec("hugging_face", folder=model) and found["recognition"]["title"].startswith("CLIPModel")
+    seen = ask(JobSpec("preview", {"data": data.to_json(), "checkpoint": model, "model": spec.to_json()}, ""))
+    assert seen["targets"] == "captions" and seen["shape"] == [3, 16, 16] and seen["about"]["std"] == cases.STD
+    both = {"model": spec.to_json(), "data": data.to_json(), "loss": "caption_distance"}
+    gate = ask(JobSpec("gate", {"checkpoint": model, **both}, ""))
+    assert gate["verdict"] == "nothing to compare" and gate["accuracy"] is None
+    asked = analysis(CaptionMisalignment(patches=False), [model], spec, data, "caption_distance", "")
+    result = ask(asked)["values"]
+    assert result["pairs"] == 6 and result["mean_cosine"] == pytest.approx(1 - gate["loss"], abs=1e-5)
+    assert result["rows"][0]["caption"] == "a red circle."

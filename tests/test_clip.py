@@ -61,6 +61,21 @@ def test_the_loss_of_pairs_does_not_depend_on_the_batch(objective: Objective) ->
     assert whole.abs().max() > 0
 
 
+def test_single_gradients_are_those_of_autograd_also_by_a_scalar_parameter(objective: Objective) -> None:
+    from probes.one_by_one import one_by_one
+
+    found = one_by_one(objective, range(len(objective.theta)), {}, lambda _share, _words: None)
+    for row in range(2):
+        slopes = torch.autograd.grad(objective.part_loss(objective.theta, slice(row, row + 1)) * ROWS, objective.theta,
+                                     allow_unused=True, materialize_grads=True)  # fmt: skip
+        assert found.squares[row].numpy() == pytest.approx([float(each.square().sum()) for each in slopes], rel=1e-6)
+        assert float(found.losses[row]) == pytest.approx(objective.example_losses()[row])
+        dots = [float((slope * each.detach()).sum()) for slope, each in zip(slopes, objective.theta, strict=True)]
+        assert found.dots[row].numpy() == pytest.approx(dots, abs=1e-8)
+    scalar = objective.names.index("logit_scale")
+    assert objective.theta[scalar].ndim == 0 and (found.squares[:, scalar] == 0).all()
+
+
 def test_other_kinds_of_clip_are_still_refused(made: Any, tmp_path: Path) -> None:
     path = cases.folder(tmp_path / "clip", made)
     config = json.loads((path / "config.json").read_text())

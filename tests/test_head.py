@@ -112,7 +112,7 @@ def test_classes_at_several_places_are_refused() -> None:
 def test_the_operators_own_loss_is_refused() -> None:
     own = OwnLoss(lambda model, batch: functional.cross_entropy(model(batch[0]), batch[1]))
     objective = Objective.of(nn.Linear(5, 4), batches(torch.randn(6, 5), torch.randint(4, (6,))), "operator", own=own)
-    with pytest.raises(ObjectiveError, match="operator's own loss"):
+    with pytest.raises(ObjectiveError, match="of a loss that runs the model itself"):
         find_head(objective)
     (found,) = align(objective, None)
     assert found.losses.mean() == pytest.approx(objective.evaluate().loss)

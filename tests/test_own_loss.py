@@ -128,6 +128,6 @@ def test_the_gate_and_pyhessian_say_what_they_cannot_know(objective, tmp_path: P
     assert "nan" not in gate.sentence
     values = {"eigenvalues": [1.0], "eigenvalue_residuals": [0.0], "eigenvalues_min": [],
               "eigenvalues_min_residuals": [], "trace": 1.0, "trace_stderr": 0.1}  # fmt: skip
-    assert any("own loss" in note for note in cross_check(own, values)["notes"])
+    assert any("runs the model itself" in note for note in cross_check(own, values)["notes"])
     assert own.card()["loss"] == "operator"
     assert "operator's own loss" in own.card()["reduction"]
