@@ -69,7 +69,8 @@ def _recovery(card: Mapping[str, Any], values: Values) -> go.Figure:
     result.update_xaxes(anchor="y" if len(panels) == 1 else "y2", range=_span(values["share"]))
     chosen = 100 * values["chosen"]["share"]
     line = {"color": INK, "width": 1, "dash": "dashdot"}
-    result.add_shape(type="line", x0=chosen, x1=chosen, y0=0, y1=1, yref="paper", line=line, layer="below")
+    for yref in ("y domain", "y2 domain")[: len(panels)]:
+        result.add_shape(type="line", x0=chosen, x1=chosen, y0=0, y1=1, yref=yref, line=line)
     result.add_scatter(x=[None], y=[None], mode="lines", line=line, name="share of the other figures")
     result.update_layout(
         height=300 * len(panels) + 170, legend={"y": -0.13 if len(panels) > 1 else -0.2}, margin={"r": 120}
@@ -108,14 +109,17 @@ def _add_ends(result: go.Figure, values: Values, key: str, axis: str) -> None:
     """Draw the base and the fine-tuned model as level lines, named at the right."""
     prefix, name = ("test_", key.removeprefix("test_")) if key.startswith("test_") else ("", key)
     factor = 100 if name == "accuracy" else 1
-    for end, label in (("base", "base<br>(0 % recovered)"), ("fine_tuned", "fine-tuned<br>(100 %)")):
-        value = values[f"{prefix}{end}_{name}"]
+    levels = {end: values[f"{prefix}{end}_{name}"] for end in ("base", "fine_tuned")}
+    known = {end: value for end, value in levels.items() if value is not None}
+    for (end, value), label in zip(levels.items(), ("base<br>(0 % recovered)", "fine-tuned<br>(100 %)"), strict=True):
         if value is None:
             continue
+        above = end == max(known, key=lambda each: known[each])  # so that names of like levels do not overlap
         where = {"xref": "x domain", "yref": axis, "y": factor * value}
         result.add_shape(type="line", x0=0, x1=1, y0=factor * value, y1=factor * value, xref="x domain", yref=axis,
                          line={"color": MODELS[end][1], "width": 1.2}, layer="below")  # fmt: skip
         result.add_annotation(x=1.005, **where, text=label, showarrow=False, xanchor="left", align="left",
+                              yanchor="bottom" if above else "top",
                               font={"size": 11, "color": MODELS[end][1]})  # fmt: skip
 
 
