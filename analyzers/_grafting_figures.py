@@ -54,16 +54,14 @@ def _recovery(card: Mapping[str, Any], values: Values) -> go.Figure:
     words = f"{of_what({**card, 'examples': n})}; {on}; bands: 95 % over examples<br>{_reached_words(values, prefix)}"
     result = figure("What comes back with how many weights", words, "Share of the weights grafted (%)", "")
     panels = [name for name in ("accuracy", "loss") if values[f"{prefix}{name}"] is not None]
-    for number, name in enumerate(panels):
-        axis = "y" if number == 0 else "y2"
-        for way in WAYS:
-            _add_way(result, values, f"{prefix}{name}", way, axis, is_first=number == 0)
-        _add_ends(result, values, f"{prefix}{name}", axis)
     domains = [(0.0, 1.0)] if len(panels) == 1 else [(0.54, 1.0), (0.0, 0.44)]
     titles = {"accuracy": "Accuracy (%)", "loss": "Loss"}
-    for number, (name, domain) in enumerate(zip(panels, domains, strict=True)):
+    for name, axis, domain in zip(panels, ("y", "y2"), domains, strict=False):
+        for way in WAYS:
+            _add_way(result, values, f"{prefix}{name}", way, axis, is_first=axis == "y")
+        _add_ends(result, values, f"{prefix}{name}", axis)
         place = {"domain": list(domain), "title": {"text": titles[name]}, "anchor": "x"}
-        result.update_layout({"yaxis" if number == 0 else "yaxis2": place})
+        result.update_layout({axis.replace("y", "yaxis"): place})
     ticks = [10.0**power for power in range(-6, 3)]
     result.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{each:g}" for each in ticks])
     result.update_xaxes(anchor="y" if len(panels) == 1 else "y2", range=_span(values["share"]))
