@@ -54,22 +54,21 @@ def _recovery(card: Mapping[str, Any], values: Values) -> go.Figure:
     words = f"{of_what({**card, 'examples': n})}; {on}; bands: 95 % over examples<br>{_reached_words(values, prefix)}"
     result = figure("What comes back with how many weights", words, "Share of the weights grafted (%)", "")
     panels = [name for name in ("accuracy", "loss") if values[f"{prefix}{name}"] is not None]
-    for number, name in enumerate(panels):
-        axis = "y" if number == 0 else "y2"
-        for way in WAYS:
-            _add_way(result, values, f"{prefix}{name}", way, axis, is_first=number == 0)
-        _add_ends(result, values, f"{prefix}{name}", axis)
     domains = [(0.0, 1.0)] if len(panels) == 1 else [(0.54, 1.0), (0.0, 0.44)]
     titles = {"accuracy": "Accuracy (%)", "loss": "Loss"}
-    for number, (name, domain) in enumerate(zip(panels, domains, strict=True)):
+    for name, axis, domain in zip(panels, ("y", "y2"), domains, strict=False):
+        for way in WAYS:
+            _add_way(result, values, f"{prefix}{name}", way, axis, is_first=axis == "y")
+        _add_ends(result, values, f"{prefix}{name}", axis)
         place = {"domain": list(domain), "title": {"text": titles[name]}, "anchor": "x"}
-        result.update_layout({"yaxis" if number == 0 else "yaxis2": place})
+        result.update_layout({axis.replace("y", "yaxis"): place})
     ticks = [10.0**power for power in range(-6, 3)]
     result.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{each:g}" for each in ticks])
     result.update_xaxes(anchor="y" if len(panels) == 1 else "y2", range=_span(values["share"]))
     chosen = 100 * values["chosen"]["share"]
     line = {"color": INK, "width": 1, "dash": "dashdot"}
-    result.add_shape(type="line", x0=chosen, x1=chosen, y0=0, y1=1, yref="paper", line=line, layer="below")
+    for yref in ("y domain", "y2 domain")[: len(panels)]:
+        result.add_shape(type="line", x0=chosen, x1=chosen, y0=0, y1=1, yref=yref, line=line)
     result.add_scatter(x=[None], y=[None], mode="lines", line=line, name="share of the other figures")
     result.update_layout(
         height=300 * len(panels) + 170, legend={"y": -0.13 if len(panels) > 1 else -0.2}, margin={"r": 120}
@@ -108,14 +107,17 @@ def _add_ends(result: go.Figure, values: Values, key: str, axis: str) -> None:
     """Draw the base and the fine-tuned model as level lines, named at the right."""
     prefix, name = ("test_", key.removeprefix("test_")) if key.startswith("test_") else ("", key)
     factor = 100 if name == "accuracy" else 1
-    for end, label in (("base", "base<br>(0 % recovered)"), ("fine_tuned", "fine-tuned<br>(100 %)")):
-        value = values[f"{prefix}{end}_{name}"]
+    levels = {end: values[f"{prefix}{end}_{name}"] for end in ("base", "fine_tuned")}
+    known = {end: value for end, value in levels.items() if value is not None}
+    for (end, value), label in zip(levels.items(), ("base<br>(0 % recovered)", "fine-tuned<br>(100 %)"), strict=True):
         if value is None:
             continue
+        above = end == max(known, key=lambda each: known[each])  # so that names of like levels do not overlap
         where = {"xref": "x domain", "yref": axis, "y": factor * value}
         result.add_shape(type="line", x0=0, x1=1, y0=factor * value, y1=factor * value, xref="x domain", yref=axis,
                          line={"color": MODELS[end][1], "width": 1.2}, layer="below")  # fmt: skip
         result.add_annotation(x=1.005, **where, text=label, showarrow=False, xanchor="left", align="left",
+                              yanchor="bottom" if above else "top",
                               font={"size": 11, "color": MODELS[end][1]})  # fmt: skip
 
 

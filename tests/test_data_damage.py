@@ -75,11 +75,11 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, name):
     refused = 0
     for turn in range(60):
         (tmp_path / name).write_bytes(damaged(WHOLE[name], chance))
-        started = time.monotonic()
+        started = time.process_time()
         try:
             (preview if turn % 3 == 0 else read_batches)(DataSpec(files))
         except DataError as error:
             refused += 1
             assert len(str(error)) < 500 and "\n" not in str(error)
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5
     assert len(whole) >= 2 and refused > 10

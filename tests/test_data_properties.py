@@ -152,9 +152,9 @@ def bounded() -> Iterator[None]:
 
 def check(whole: Whole, content: bytes, look: bool) -> None:
     with tempfile.TemporaryDirectory() as folder, bounded():
-        started = time.monotonic()
+        started = time.process_time()
         found = outcome(Path(folder), whole, content, look)
-        assert time.monotonic() - started < SECONDS
+        assert time.process_time() - started < SECONDS
     if isinstance(found, DataError):
         assert 10 < len(str(found)) < 700 and str(found).isprintable()
         assert "memory" not in str(found)

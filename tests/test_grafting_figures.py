@@ -32,6 +32,17 @@ def test_the_recovery_is_that_of_the_test_data(found) -> None:
     assert figure.layout.xaxis.type == "log" and figure.layout.yaxis2.title.text == "Loss"
 
 
+@pytest.mark.parametrize(("base", "fine_tuned"), [(0.9, 0.9), (0.5, 0.9), (0.9, 0.5)])
+def test_the_names_of_the_ends_stand_apart_even_where_their_levels_are_one(
+    found, base: float, fine_tuned: float
+) -> None:
+    values = {**found.values, "test_base_accuracy": base, "test_fine_tuned_accuracy": fine_tuned}
+    names = [each for each in draw(found.card, values)["recovery"].layout.annotations if each.yref == "y"]
+    assert sorted(each.yanchor for each in names) == ["bottom", "top"]
+    upper, lower = sorted(names, key=lambda each: each.yanchor)
+    assert upper.y >= lower.y
+
+
 def test_the_density_is_relative_to_a_random_graft(found) -> None:
     grid = found.figures()["density"].data[0]
     row, column = list(grid.y).index("head"), list(grid.x).index("head")

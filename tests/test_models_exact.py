@@ -163,6 +163,6 @@ def test_files_of_very_many_tensors_are_guessed_at_in_seconds(name: str, tmp_pat
     first = {"conv1.weight": (4, 3, 3, 3), "fc.weight": (10, 4), "layer3.0.conv1.weight": (4, 4, 3, 3)}
     shapes = first | {name.format(count): (4, 4, 3, 3) for count in range(50_000)}
     many = replace(checkpoint, tensors={key: TensorInfo(shape, "float32") for key, shape in shapes.items()})
-    began = time.monotonic()
+    began = time.process_time()
     assert recognise(many).spec is None
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10

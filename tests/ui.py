@@ -53,8 +53,10 @@ def step(page: Page, name: str) -> Locator:
 
 
 def upload(page: Page, kind: str, *files: Path) -> None:
-    """Give files to the uploader of a step (checkpoint or data)."""
-    page.get_by_label(f"Upload {kind} files").set_input_files([str(each) for each in files])
+    """Give files to the uploader of a step (checkpoint or data); while the page is redrawn it is there twice."""
+    uploader = page.get_by_label(f"Upload {kind} files")
+    expect(uploader).to_have_count(1, timeout=SOON)
+    uploader.set_input_files([str(each) for each in files])
 
 
 def on_bench(page: Page, kind: str, text: str) -> Locator:

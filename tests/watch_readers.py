@@ -86,7 +86,7 @@ def alone(work: Callable[[Path], dict[str, Any]], path: Path, bounded: bool) -> 
         answer += piece
     os.close(reading)
     _, status, usage = os.wait4(child, 0)
-    about = {"seconds": time.monotonic() - started, "megabytes": usage.ru_maxrss >> 10}
+    about = {"seconds": usage.ru_utime + usage.ru_stime, "megabytes": usage.ru_maxrss >> 10}
     if answer and not late:
         return {**about, **json.loads(answer)}
     return {**about, "verdict": "hang" if late else "crash", "message": f"status {os.waitstatus_to_exitcode(status)}"}

@@ -10,6 +10,7 @@ from ui.text import number, percent
 
 Values = Mapping[str, Any]
 LEVEL = "In brackets the 95 % interval over examples."
+PLATEAU = "Share of the way with a loss above 90 % of the first; between two trained models it means little."
 
 
 def connectivity(values: Values) -> list[Cell]:
@@ -45,7 +46,7 @@ def loss_path(values: Values) -> list[Cell]:
     spread = _between(values.get("delta_low"), values.get("delta_high"))
     return [
         Cell("Greatest rise (Δ)", number(values.get("delta")), f"{rise} {LEVEL}", spread),
-        Cell("Plateau", percent(values.get("plateau")), "Share of the way with a loss above 90 % of the first."),
+        Cell("Plateau", percent(values.get("plateau")), PLATEAU),
         Cell("Gauss length", number(values.get("gauss_length")), "How far the outputs turn on the way, in radians."),
         Cell("Distance", number(values["distance"]), "Of the parameters.",
              f"{number(values['relative_distance'])} × norm of the first"),
