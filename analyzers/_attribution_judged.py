@@ -45,12 +45,11 @@ def judged(case: Case, method: str, settings: Settings, values: Array, tick: Sai
 
     found = Judged()
     seed = settings.seed
-    if not is_answer(case):
-        drawn = found.tried("Curves", lambda: curves(case, values, seed=seed))
-        if drawn is not None:
-            found.about |= _areas(drawn)
-            found.arrays |= {"insertion": drawn.insertion, "deletion": drawn.deletion}
-            found.notes += drawn.notes
+    drawn = found.tried("Curves", lambda: curves(case, values, seed=seed))
+    if drawn is not None:
+        found.about |= _areas(drawn)
+        found.arrays |= {"insertion": drawn.insertion, "deletion": drawn.deletion}
+        found.notes += drawn.notes
     tick(0.1, "infidelity")
     told = found.tried("Infidelity", lambda: infidelity(case, values, seed=seed))
     if told is not None:
@@ -84,8 +83,6 @@ def nulls(case: Case, seed: int) -> Record:
     from probes.attribution.judging import null_curves
 
     found = Judged()
-    if is_answer(case):
-        return Record({"notes": ["Curves are of one token; of a whole answer there are none."]}, {})
     random = found.tried("Random orders", lambda: null_curves(case, "random", seed=seed))
     if random is None:
         return Record({"notes": found.notes}, {})

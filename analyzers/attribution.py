@@ -104,7 +104,7 @@ class Attribution(Analyzer):
     over: str = option(
         "", "Over",
         "Of smoothing, the method within; of methods that replace parts, what goes together (cells, regions, columns, "
-        "groups, tokens, words).",
+        "groups, tokens, words, sentences, lines, turns).",
         advanced=True,
     )  # fmt: skip
     judge: bool = option(

@@ -28,7 +28,8 @@ from probes.attribution.language import (
     token_matrix,
 )
 from probes.attribution.language_cases import sequence_of
-from probes.attribution.language_segments import Part, part_scores, segment_map
+from probes.attribution.language_parts import Part, part_scores
+from probes.attribution.language_segments import segment_map
 from probes.hugging_face import _as_logits
 from probes.objective import Objective
 

@@ -15,7 +15,7 @@ from probes.attribution import AttributionError, Settings, baselines, lime, pert
 from probes.attribution.coalitions import Game
 from probes.attribution.perturbation import ablated, occluded, windows
 from probes.attribution.players import players_of, regions_or_single
-from probes.attribution.segments import Segments, cells, column_groups, regions, spans, words
+from probes.attribution.segments import Segments, cells, column_groups, regions, spans
 
 IMAGES = ["cnn", "resnet20", "hub resnet", "vit", "convnext"]
 TEXTS = ["bert", "gpt2", "llama"]
@@ -207,19 +207,6 @@ def test_regions_follow_colour_and_are_the_same_every_time():
     np.testing.assert_array_equal(found.labels, regions(image, 4).labels)
     flat = regions(np.ones((1, 12, 12)), 9)
     assert flat.count == 9 and flat.sizes().min() >= 9 and flat.sizes().max() <= 25
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["[CLS]", "un", "##believ", "##able", "film", "[SEP]"], [0, 1, 1, 1, 2, 3]),
-        (["The", " cat", "al", "og", " is"], [0, 1, 1, 1, 2]),
-        (["▁A", "b", "▁C"], [0, 0, 1]),
-        (["1", "2", "3"], [0, 1, 2]),
-    ],
-)
-def test_tokens_are_joined_to_words_by_the_marks_of_their_tokenizer(names, expected):
-    assert words(names, [name.startswith("[") for name in names]).labels.tolist() == expected
 
 
 def test_columns_of_one_category_are_grouped():

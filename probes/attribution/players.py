@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 from probes.attribution.baselines import baselines, default_baseline
 from probes.attribution.coalitions import Estimate, Floats, Game
 from probes.attribution.errors import AttributionError
+from probes.attribution.language_parts import By, as_segments, parts_of
 from probes.attribution.maps import Map, make_map
 from probes.attribution.sampling import Keeps, Plan
-from probes.attribution.segments import CELLS, Segments, cells, column_groups, regions, single, spans, words
+from probes.attribution.segments import CELLS, Segments, cells, column_groups, regions, single, spans
 
 if TYPE_CHECKING:
     from probes.attribution.case import Case
@@ -151,10 +152,10 @@ def _asked(case: Case, settings: Settings) -> Segments | None:
         ("image", "regions"): lambda: _regions(case),
         ("table", "columns"): lambda: _single(case),
         ("table", "groups"): lambda: column_groups(case.names),
-        ("text", "tokens"): lambda: _single(case),
-        ("text", "words"): lambda: words(case.names, case.special),
     }
     kind = "text" if case.embedding else case.kind
+    if kind == "text" and settings.over in get_args(By):
+        return _parts(case, cast("By", settings.over))
     if (kind, settings.over) in makers:
         return makers[kind, settings.over]()
     if settings.window and kind == "image":
@@ -168,6 +169,10 @@ def _cells(case: Case, window: int = 0, across: int = CELLS) -> Segments:
 
 def _single(case: Case) -> Segments:
     return single(case.shape[0], "tokens" if case.embedding else "columns")
+
+
+def _parts(case: Case, by: By) -> Segments:
+    return _single(case) if by == "tokens" else as_segments(parts_of(case, by), "parts" if by == "auto" else by)
 
 
 def _regions(case: Case) -> Segments:

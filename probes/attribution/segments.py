@@ -80,30 +80,11 @@ def spans(length: int, window: int) -> Segments:
     return Segments(labels, int(labels[-1]) + 1, f"spans of {window} tokens")
 
 
-def words(names: Sequence[str], special: Sequence[bool] = ()) -> Segments:
-    """Join tokens into words by the marks of their tokenizer: "##" goes on, "Ġ", "▁" or a space begins.
-
-    Special tokens stay apart. Tokens without any of these marks are words of their own.
-    """
-    apart = list(special) or [False] * len(names)
-    begins = any(name[:1] in ("Ġ", "▁", " ", "Ċ") for name in names)
-    labels = np.zeros(len(names), np.int64)
-    for i in range(1, len(names)):
-        labels[i] = labels[i - 1] + (apart[i] or apart[i - 1] or not _goes_on(names[i], begins))
-    return Segments(labels, int(labels[-1]) + 1, "words")
-
-
 def column_groups(names: Sequence[str]) -> Segments:
     """Group the columns of one coded category: all that share what stands before "=", as in colour=red, colour=blue."""
     heads = [name.split("=", 1)[0] if "=" in name else f"{i}={name}" for i, name in enumerate(names)]
     order = {head: i for i, head in enumerate(dict.fromkeys(heads))}
     return Segments(np.array([order[head] for head in heads]), len(order), "groups of columns")
-
-
-def _goes_on(name: str, begins: bool) -> bool:
-    if name.startswith("##"):
-        return True
-    return begins and name[:1] not in ("Ġ", "▁", " ", "Ċ")
 
 
 def _points(image: Floats, side: float) -> NDArray[Any]:
