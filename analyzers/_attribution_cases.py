@@ -119,10 +119,13 @@ def pictures(batches: Batches, raws: Sequence[Tensor]) -> Sequence[np.ndarray[An
     return () if found is None else list(found)
 
 
-def _words(case: Case) -> list[list[int]]:
-    from probes.attribution.words import words_of
+def _words(case: Case) -> list[dict[str, Any]]:
+    from probes.attribution.words import pieces_of, words_in
 
-    return [[each.first, each.stop] for each in words_of(case)]
+    pieces = pieces_of(case.objective.batches, case.raw[0].tolist(), case.names)
+    if not pieces.known:
+        return []
+    return [{"first": each.first, "stop": each.stop, "text": each.text} for each in words_in(pieces, case.special)]
 
 
 def _token(text: str) -> int:

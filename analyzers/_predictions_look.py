@@ -36,8 +36,9 @@ class Asked:
     """How a model is looked at.
 
     kind: "classes" (one of several, also yes or no), "outputs" (several yes-or-no answers an example), "values"
-    (regression), "tokens" (language model) or "loss" (the operator's own: nothing else is known). labels: (N,) class or
-    value of each example, of sequences the last token to predict; NaN where there is not one. bins: of confidence.
+    (regression), "tokens" (language model) or "loss" (it takes the model itself: nothing else is known). labels: (N,)
+    class or value of each example, of sequences the last token to predict; NaN where there is not one. bins: of
+    confidence.
     """
 
     kind: Kind
@@ -52,7 +53,7 @@ def asked_of(objective: Objective, bins: int) -> Asked:
     targets, loss = objective.targets, objective.loss
     if loss == "causal_lm":
         return Asked("tokens", _last_tokens(targets), bins)
-    if loss == "operator":
+    if objective.own is not None:
         return Asked("loss", np.full(len(targets), math.nan), bins)
     labels: Floats = class_of(targets).cpu().numpy()
     width = targets[0].numel()

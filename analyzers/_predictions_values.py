@@ -148,7 +148,7 @@ def caveats_of(seen: Seen) -> list[str]:
     if kind == "values":
         said.append("The targets are values: nothing is right or wrong here, and the model states no probability.")
     if kind == "loss":
-        said.append("The loss is the operator's own: what the model predicts is not known, only the loss of examples.")
+        said.append("This loss takes the model itself: what is predicted is not known, only the loss of each example.")
     if kind == "outputs":
         said.append(
             "Each example has several yes-or-no answers: accuracy and probabilities are averaged over them, an example "

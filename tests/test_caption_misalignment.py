@@ -20,6 +20,8 @@ from probes.clip import CLIP
 from probes.data import read_batches
 from probes.objective import Objective
 from probes.specs import DataSpec, ModelSpec
+from ui.example_numbers import captions
+from ui.text import percent
 from workspace.jobs import JobSpec
 from workspace.requests import analysis
 from workspace.store import Store
@@ -55,6 +57,15 @@ def test_values_are_what_their_names_say(objective: Objective, result: Misalignm
     order = np.argsort(result.arrays["worst"], kind="stable")
     assert values["listed"] == order[:5].tolist()
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_what_stands_above_the_figures_agrees_with_the_values(result: MisalignmentResult) -> None:
+    cells = {each.label: each for each in captions(result.values)}
+    assert cells["Misaligned pairs"].text == str(sum(row["misaligned"] for row in result.values["rows"]))
+    preferred, found = result.values["lower_on_others_f_clip_score"], result.values["swaps"]
+    assert cells["Own image preferred"].text == percent(preferred["mean"])
+    assert cells["Swapped words found"].text == percent(found["hit_rate"])
+    assert f"chance {percent(found['chance'])}" in cells["Swapped words found"].note
 
 
 def test_the_null_is_the_same_caption_on_other_images(objective: Objective, result: MisalignmentResult) -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.test_text import HOSTILE
+from ui.attribution_words import units
 from ui.coloured_words import STRONGEST, html_of
 
 
@@ -38,3 +39,14 @@ def test_hostile_tokens_stay_text(text: str) -> None:
 def test_what_would_not_be_seen_is_shown() -> None:
     html = html_of(["\n", "  ", "\x00"], [0.0, 0.0, 0.0], [False] * 3)
     assert "⏎" in html and "␣" in html and "�" in html
+
+
+def test_words_have_the_sums_of_their_tokens_and_the_text_of_the_tokenizer() -> None:
+    words = [{"first": 0, "stop": 1, "text": "[CLS]"}, {"first": 1, "stop": 3, "text": "playing"}]
+    case = {"tokens": ["[CLS]", "play", "##ing"], "special": [True, False, False], "words": words}
+    whole = units(case, [0.5, 1.0, -0.25], by_word=True)
+    assert (whole.texts, whole.values.tolist(), whole.special.tolist(), whole.end) == (
+        ["[CLS]", "playing"], [0.5, 0.75], [True, False], 0.75,
+    )  # fmt: skip
+    assert units(case, [0.5, 1.0, -0.25], by_word=False).texts == case["tokens"]
+    assert units({**case, "words": []}, [0.5, 1.0, -0.25], by_word=True).texts == case["tokens"]

@@ -142,14 +142,14 @@ def _numbers(job: Job, case: Mapping[str, Any], analyzer: type[Analyzer]) -> Non
 
 
 def _word(job: Job, case: Mapping[str, Any], analyzer: type[Analyzer]) -> None:
-    tokens, spans = case["tokens"], case.get("words") or []
-    units = ["".join(tokens[start:end]) for start, end in spans] if spans else list(tokens)
+    words = case["words"]
+    units = [each["text"] for each in words] or list(case["tokens"])
     left, right = st.columns(2)
-    label = "Word" if spans else "Token"
+    label = "Word" if words else "Token"
     chosen = int(left.selectbox(label, range(len(units)), format_func=lambda each: f"{each}: {units[each]}",
                                 key=f"again-word-{job.id[:8]}-{case['row']}") or 0)  # fmt: skip
     key = key_for(f"again-text-{job.id[:8]}", [chosen, case["row"]])
-    if spans:
+    if words:
         given = right.text_input("In its place", units[chosen].strip(), key=key)
         edit = {"words": {**_before(job).get("words", {}), str(chosen): given}}
     else:

@@ -56,12 +56,12 @@ def units(case: Mapping[str, Any], values: Any, *, by_word: bool) -> Units:
     """Return the tokens of a case with their values, or its words with the sums of theirs (where words are known)."""
     found = np.asarray(values, np.float64)
     apart = np.array(case["special"] or [False] * len(found), dtype=bool)
-    spans = case.get("words") or []
-    if not by_word or not spans:
+    words = case["words"]
+    if not by_word or not words:
         return Units(list(case["tokens"]), found, apart)
-    texts = ["".join(case["tokens"][start:end]) for start, end in spans]
-    sums = np.array([found[start:end].sum() for start, end in spans])
-    return Units(texts, sums, np.array([bool(apart[start:end].any()) for start, end in spans]))
+    places = [slice(each["first"], each["stop"]) for each in words]
+    sums = np.array([found[place].sum() for place in places])
+    return Units([each["text"] for each in words], sums, np.array([bool(apart[place].any()) for place in places]))
 
 
 def _told(each: Units) -> None:

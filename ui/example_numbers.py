@@ -74,6 +74,24 @@ def predictions(values: Values) -> list[Cell]:
     return cells
 
 
+def captions(values: Values) -> list[Cell]:
+    """Return the numbers of the words of captions that do not fit their images."""
+    told = f"Pairs with a word whose score is below the threshold {values['threshold']:g}."
+    cells = [
+        Cell("Misaligned pairs", number(values["misaligned_pairs"]), told, f"of {number(values['pairs'])}"),
+        Cell("Mean cosine", number(values["mean_cosine"], 3), "Of image and caption, without the temperature."),
+    ]
+    if values.get("lower_on_others_f_clip_score"):
+        told = "How often a caption scores lower on another image than on its own, with 95 % of it; 50 % is chance."
+        cells.append(_rate("Own image preferred", told, values["lower_on_others_f_clip_score"]))
+    if values.get("swaps"):
+        swaps = values["swaps"]
+        told = "How often the word that was swapped for another has the lowest score of its caption, with 95 % of it."
+        rate = {"mean": swaps["hit_rate"], "low": swaps["low"], "high": swaps["high"]}
+        cells.append(_rate("Swapped words found", told, rate, f"chance {percent(swaps['chance'])}"))
+    return cells
+
+
 def attribution(values: Values) -> list[Cell]:
     """Return how many maps can be believed, and which method does best."""
     maps, cases = values["maps"], values["cases"]
@@ -106,6 +124,11 @@ def _best(board: Any, name: str, label: str, which: str, choose: Any) -> list[Ce
     between = "" if found["low"] is None else f" [{number(found['low'], 3)}, {number(found['high'], 3)}]"
     told = f"The method with the {which} area, its mean over the examples and 95 % of it."
     return [Cell(label, best["title"], told, f"{number(found['mean'], 3)}{between}")]
+
+
+def _rate(label: str, told: str, rate: Any, note: str = "") -> Cell:
+    between = _share(rate["low"], rate["high"])
+    return Cell(label, percent(rate["mean"]), told, ", ".join(each for each in (between, note) if each))
 
 
 def _share(low: Any, high: Any) -> str:

@@ -109,6 +109,7 @@ def _between(low: Any, high: Any) -> str:
 
 CELLS: Mapping[str, Callable[[Values], list[Cell]]] = {
     "attribution": example_numbers.attribution,
+    "caption_misalignment": example_numbers.captions,
     "concepts": example_numbers.concepts,
     "gradient_alignment": _alignment,
     "gradient_statistics": _statistics,

@@ -40,6 +40,18 @@ def _log(_result: Result) -> View:
     return {"log": st.toggle("Losses on a logarithmic axis", key="log", bind="query-params", help=told)}
 
 
+def _predicted(result: Result) -> View:
+    """Choose of which checkpoint the confusion is, and which two are compared."""
+    names, view = result.values["checkpoints"], View()
+    if len(names) < 2:
+        return view
+    last = len(names) - 1
+    asked = (("checkpoint", "Confusion of", last), ("first", "Compare", 0), ("second", "with", last))
+    for place, (key, label, start) in zip(st.columns(4), asked, strict=False):
+        view[key] = place.selectbox(label, range(len(names)), start, format_func=lambda at: names[at], key=key)
+    return view
+
+
 def _maps(result: Result) -> View:
     """Choose what of an attribution is drawn, and how strongly."""
     values, view = result.values, View()
@@ -68,4 +80,5 @@ VIEWS: Mapping[str, Callable[[Result], View]] = {
     "layer_rotation": _random_walk,
     "loss_path": _log,
     "mode_connectivity": _layer,
+    "predictions": _predicted,
 }

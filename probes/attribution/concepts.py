@@ -220,6 +220,6 @@ def _checked(concept: Sequence[int], random: Sequence[int], rows: Sequence[int],
 def _rows_of_class(objective: Objective, class_index: int) -> list[int]:
     from probes.head_alignment import class_of
 
-    if objective.loss in ("causal_lm", "operator"):
+    if objective.loss == "causal_lm" or objective.own is not None:
         raise DataError("These examples have no class as their label; name those of the class.")
     return (class_of(objective.targets) == class_index).nonzero()[:, 0].tolist()  # type: ignore[no-any-return]
