@@ -119,6 +119,20 @@ def pictures(batches: Batches, raws: Sequence[Tensor]) -> Sequence[np.ndarray[An
     return () if found is None else list(found)
 
 
+def identity_of(objective: Objective) -> dict[str, Any] | None:
+    """Return what a map depends on beside weights and example: model, data (of baselines), precision, versions.
+
+    None of models whose code is not known by its content, as those of the operator: their maps are of one run only.
+    """
+    spec = objective.about.get("spec")
+    if spec is None or spec.source in ("operator", "trusted"):
+        return None
+    config: Any = getattr(objective.module, "config", None)
+    told = config.to_json_string() if config is not None and hasattr(config, "to_json_string") else ""
+    card = {name: each for name, each in objective.card().items() if name != "checkpoint"}
+    return {**card, "spec": {**spec.to_json(), "folder": ""}, "config": told}
+
+
 def _words(case: Case) -> list[dict[str, Any]]:
     from probes.attribution.words import pieces_of, words_in
 

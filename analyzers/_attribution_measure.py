@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +14,12 @@ import numpy as np
 
 from analyzers._attribution_answers import answer_record
 from analyzers._attribution_asked import MOST_EXAMPLES, MOST_METHODS, Edit, edit_asked, methods_asked, settings_of
-from analyzers._attribution_cases import aim_of, case_at, described, pictures
+from analyzers._attribution_cases import aim_of, case_at, described, identity_of, pictures
 from analyzers._attribution_choice import rows_asked
 from analyzers._attribution_judged import checked, is_answer, joined, judged, nulls
 from analyzers._attribution_records import Record, from_arrays, head_of, made, refused, with_arrays
-from analyzers._base import Arrays, Result, Tick
+from analyzers._base import Result, Tick
+from analyzers._parts import Part
 from probes.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,39 +71,6 @@ class _Asked:
     edit: Edit
     rows: tuple[int, ...]
     aims: tuple[Target | Literal["answer"], ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A tick for a part of the run; what is kept through it has the part's own name before its key."""
-
-    tick: Tick
-    start: float
-    width: float
-    words: str
-    key: str
-
-    def __call__(self, share: float, doing: str, seconds_left: float | None = None) -> None:  # noqa: ARG002
-        """Report the share of the part."""
-        self.tick(min(1.0, self.start + self.width * min(max(share, 0.0), 1.0)), f"{self.words}: {doing}")
-
-    def within(self, start: float, stop: float) -> Part:
-        """Return the tick of a part of this part."""
-        return replace(self, start=self.start + start * self.width, width=(stop - start) * self.width)
-
-    def save(self, key: str, arrays: Arrays) -> None:
-        """Keep arrays of this part."""
-        self.tick.save(self._own(key), arrays)
-
-    def load(self, key: str) -> Arrays | None:
-        """Return what was kept of this part."""
-        return self.tick.load(self._own(key))
-
-    def show(self, result: Result) -> None:
-        """Show nothing: the whole run is shown, not a part of it."""
-
-    def _own(self, key: str) -> str:
-        return f"part-{hashlib.sha256(f'{self.key} {key}'.encode()).hexdigest()[:40]}"
 
 
 def measure(
@@ -180,30 +148,37 @@ def _methods(
 ) -> None:
     """Make the maps of one case, or take those that were kept."""
     total, own = len(asked.rows) * len(found.checkpoints) * len(asked.methods), len(found.cases) - 1
+    of_what = identity_of(case.objective)
+    shares = of_what is not None
     content = f"{theta} {_hash(case.raw)} {found.cases[own]['target']} {case.target} {case.kind} {case.features.dtype}"
-    about = json.dumps([asdict(asked.settings), options.judge, options.sanity], sort_keys=True)
+    about = json.dumps(
+        [asdict(asked.settings), options.judge, options.sanity, options.version, of_what], sort_keys=True
+    )
     null = Record({}, {})
     if options.judge:
         key = f"null-{_key(content, about)}"
-        null = _kept(key, kept, tick, lambda: nulls(case, asked.settings.seed))
+        null = _kept(key, kept, tick, shares, lambda: nulls(case, asked.settings.seed))
         found.take_nulls(null, own)
     for name in asked.methods:
         key = f"map-{_key(content, name, about)}"
         words = f"{name}, example {case.row}"
-        part = Part(tick, 0.02 + 0.98 * len(found.maps) / total, 0.98 / total, words, key)
+        start, stop = (0.02 + 0.98 * (len(found.maps) + each) / total for each in (0, 1))
+        part = Part(tick, start, stop, words, key)
         part(0.0, "begins")
-        record = _kept(key, kept, tick, partial(_record, options, case, name, asked.settings, part))
+        record = _kept(key, kept, tick, shares, partial(_record, options, case, name, asked.settings, part))
         areas = null.about.get("areas", {}) if "map" in record.arrays else {}
         found.take(Record({**record.about, **areas}, record.arrays), own)
 
 
-def _kept(key: str, kept: dict[str, Record], tick: Tick, work: Callable[[], Record]) -> Record:
-    """Return what this attempt or an earlier one has kept under a key, or make and keep it."""
+def _kept(key: str, kept: dict[str, Record], tick: Tick, shares: bool, work: Callable[[], Record]) -> Record:
+    """Return what this or any run has kept under a key, or make and keep it; refusals are for this run alone."""
     if key not in kept:
-        saved = tick.load(key)
+        saved = tick.load(key) or (tick.shared(key) if shares else None)
         kept[key] = work() if saved is None else from_arrays(saved)
         if saved is None:
             tick.save(key, with_arrays(kept[key]))
+            if shares and kept[key].arrays:
+                tick.share(key, with_arrays(kept[key]))
     return kept[key]
 
 

@@ -97,6 +97,12 @@ class Tick(Protocol):
     def load(self, key: str) -> Arrays | None:
         """Return what `save` kept under this key in an earlier attempt of the same run, or None."""
 
+    def share(self, key: str, arrays: Arrays) -> None:
+        """Keep arrays for other runs of the workspace while there is room; key: the hash of all that they depend on."""
+
+    def shared(self, key: str) -> Arrays | None:
+        """Return what `share` kept under this key in any run, or None."""
+
     def show(self, result: Result) -> None:
         """Let people look at what is known so far; the result that `run` returns takes its place."""
 
@@ -112,6 +118,13 @@ class Quiet:
 
     def load(self, key: str) -> Arrays | None:  # noqa: ARG002
         """Return None: nothing was kept."""
+        return None
+
+    def share(self, key: str, arrays: Arrays) -> None:
+        """Do nothing."""
+
+    def shared(self, key: str) -> Arrays | None:  # noqa: ARG002
+        """Return None: nothing was shared."""
         return None
 
     def show(self, result: Result) -> None:

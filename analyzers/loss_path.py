@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from analyzers._base import (
     Analyzer,
-    Arrays,
     Result,
     Tick,
     micro_batch_option,
@@ -17,6 +16,7 @@ from analyzers._base import (
     seed_option,
     times_option,
 )
+from analyzers._parts import Part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,31 +60,6 @@ class LossPathResult(Result):
 
             found |= plane_tables(self.values, self.arrays)
         return found
-
-
-@dataclass(frozen=True)
-class Part:
-    """A tick whose whole is a part of another's."""
-
-    tick: Tick
-    start: float
-    stop: float
-
-    def __call__(self, share: float, doing: str, seconds_left: float | None = None) -> None:
-        """Report a share of the part."""
-        self.tick(self.start + (self.stop - self.start) * share, doing, seconds_left)
-
-    def save(self, key: str, arrays: Arrays) -> None:
-        """Keep arrays."""
-        self.tick.save(key, arrays)
-
-    def load(self, key: str) -> Arrays | None:
-        """Return what was kept."""
-        return self.tick.load(key)
-
-    def show(self, result: Result) -> None:
-        """Let people look at a result."""
-        self.tick.show(result)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,15 @@ from probes.memory import device_name
 from probes.strict import ATTENTION
 
 if TYPE_CHECKING:
+    from probes.checkpoint import Checkpoint
     from probes.objective import Objective
 
 MODE = "eval: BatchNorm uses its running statistics, dropout off"
+
+
+def named(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the name of a checkpoint and the hash of its content, as cards have them."""
+    return {"name": checkpoint.name, "sha256": checkpoint.sha256}
 
 
 def card_of(objective: Objective) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from probes.cards import card_of
+from probes.cards import card_of, named
 from probes.errors import ObjectiveError
 from probes.fitting import fit, gradients, not_finite
 from probes.losses import Evaluation, Tally, counted, evaluation, joined, tally, total_loss
@@ -153,7 +153,7 @@ class Objective:
             raise ValueError("this objective was made of a module, not of a checkpoint")
         other = copy.copy(self)
         other.module = self.load(checkpoint).eval()
-        other.about = {**self.about, "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256}}
+        other.about = {**self.about, "checkpoint": named(checkpoint)}
         other._place(self.inputs, self.targets)
         return other
 
@@ -292,7 +292,7 @@ def build_objective(
     """
     from probes.models import load_model, title_of
 
-    about = {"model": title_of(spec), "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256}}
+    about = {"model": title_of(spec), "checkpoint": named(checkpoint), "spec": spec}
     own = own_loss_of(spec) if loss == "operator" else None
     options: dict[str, Any] = {"device": device, "dtype": dtype, "micro_batch": micro_batch}
     objective = Objective(load_model(spec, checkpoint), batches, loss, about=about, own=own, **options)

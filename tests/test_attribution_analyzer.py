@@ -19,6 +19,7 @@ from analyzers.attribution import Attribution, AttributionResult
 from probes.attribution import AttributionError, Target, attribute, case_of, methods
 from probes.attribution.judging import curves, infidelity
 from probes.objective import Objective
+from probes.specs import ModelSpec
 
 ONE = (SimpleNamespace(name="net.pt", sha256="0" * 64, facts={}),)
 QUICK = {"judge": False, "dtype": "float64"}
@@ -233,3 +234,46 @@ def test_the_sanity_check_is_that_of_the_judge():
     assert result.values["sanity_layers"] == list(expected.layers)
     assert np.allclose(result.arrays["sanity_0"], expected.spearman)
     assert result.values["maps"][0]["sanity"] == expected.verdict and "sanity" in result.figures()
+
+
+class Shares(Quiet):
+    """A tick of a workspace with what other runs have shared."""
+
+    def __init__(self):
+        self.there, self.taken = {}, 0
+
+    def share(self, key, arrays):
+        self.there[key] = arrays
+
+    def shared(self, key):
+        self.taken += key in self.there
+        return self.there.get(key)
+
+
+def test_maps_of_earlier_runs_of_the_same_content_are_taken():
+    objective, tick = objective_of("cnn"), Shares()
+    objective.about["spec"] = ModelSpec("text", text="Sequential(...)")
+    first = run(objective, tick, methods="saliency", examples="0", judge=True)
+    assert len(tick.there) == 2 and not tick.taken  # the map and the random orders
+    both = run(objective, tick, methods="occlusion,saliency", examples="1,0", judge=True)
+    assert tick.taken == 2 and len(tick.there) == 6
+    same = lambda each: {name: value for name, value in each.items() if name not in ("case", "array", "stderr")}
+    assert same(both.values["maps"][3]) == same(first.values["maps"][0])
+    assert np.array_equal(both.arrays["map_3"], first.arrays["map_0"])
+    for changed in ({"seed": 1}, {"target": "1"}, {"dtype": "float32"}, {"samples": 9}):
+        run(objective, tick, methods="saliency", examples="0", **{"judge": True, **changed})
+    other = objective_of("cnn")
+    other.about["spec"] = ModelSpec("text", text="Sequential(otherwise)")
+    run(other, tick, methods="saliency", examples="0", judge=True)
+    assert tick.taken == 2
+
+
+def test_maps_of_models_whose_code_is_not_known_and_refusals_are_not_shared():
+    objective, tick = objective_of("cnn"), Shares()
+    for source in (None, "operator", "trusted"):
+        objective.about["spec"] = source and ModelSpec(source, "shop:net")
+        run(objective, tick, methods="saliency", examples="0")
+    table = objective_of("tabular")
+    table.about["spec"] = ModelSpec("text", text="Sequential(...)")
+    refused = run(table, tick, methods="grad_cam", examples="0")
+    assert refused.values["maps"][0]["badge"] == "refused" and not tick.there

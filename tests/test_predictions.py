@@ -293,4 +293,4 @@ def test_a_loss_of_the_operator_leaves_only_losses() -> None:
     found = ASKED.run(objective, (Point(),), Quiet())
     np.testing.assert_allclose(found.arrays["loss"][0], (data.inputs - data.targets).abs().mean(1), rtol=1e-6)
     assert found.values["kind"] == "loss" and set(found.figures()) == {"losses"}
-    assert any("operator's own" in each for each in found.caveats)
+    assert any("takes the model itself" in each for each in found.caveats)

@@ -99,7 +99,7 @@ def _attempt(order: Mapping[str, Any], module: ModuleType, store: Store, folder:
     try:
         write_atomically(folder / "spec.json", json.dumps(spec, indent=1, ensure_ascii=False).encode())
         task: Task = module.TASKS[order["task"]]
-        with FileTick(folder) as tick:
+        with FileTick(folder, store.root / "shared") as tick:
             task.run(order["payload"], store, folder, tick)
     except ProbeError as error:
         traceback.print_exc()

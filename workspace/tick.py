@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import threading
 import time
-import zipfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from analyzers._base import Arrays, Result
+from workspace.kept import Kept
 
 SECONDS_BETWEEN = 0.25  # at least, between two writes of progress.json
 SHARE_TO_JUDGE_BY = 0.02  # of the work, before its rate says anything about the time left
@@ -29,8 +26,9 @@ class FileTick:
     A context: within it a thread writes the newest report every quarter of a second, so reporting costs nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, shared: Path | None = None) -> None:
+        self._folder, self._state = folder, Kept(folder / "state")
+        self._shared = None if shared is None else Kept(shared)
         self._share, self._doing = 0.0, "Starting"
         self._left: float | None = None
         self._first: tuple[float, float] | None = None  # when the first report came, and its share
@@ -51,26 +49,20 @@ class FileTick:
 
     def save(self, key: str, arrays: Arrays) -> None:
         """Keep arrays under a key, atomically: a kill leaves the old ones or the new ones."""
-        path, kept = self._state(key), cast("dict[str, Any]", dict(arrays))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        self._state.save(key, arrays)
 
     def load(self, key: str) -> Arrays | None:
         """Return what was saved under a key, in this attempt or an earlier one; None when there is nothing whole."""
-        path = self._state(key)
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # noqa: TID251
-                return {name: kept[name] for name in kept.files}
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{path.name} is damaged and left aside ({error}); this part begins anew", file=sys.stderr)
-            return None
+        return self._state.load(key)
+
+    def share(self, key: str, arrays: Arrays) -> None:
+        """Keep arrays for all runs of the workspace, until there are too many; nothing without a workspace."""
+        if self._shared is not None:
+            self._shared.save(key, arrays)
+
+    def shared(self, key: str) -> Arrays | None:
+        """Return what a run of the workspace shared under this key; None when there is nothing whole."""
+        return None if self._shared is None else self._shared.load(key)
 
     def show(self, result: Result) -> None:
         """Save a result so far into partial/<number>, whole before it is there; older ones but one go."""
@@ -91,6 +83,8 @@ class FileTick:
     ) -> None:
         self._over.set()
         self._thread.join()
+        if self._shared is not None:
+            self._shared.trim()
         shutil.rmtree(self._folder / "partial", ignore_errors=True)
 
     def _by_rate(self, now: float) -> float | None:
@@ -98,11 +92,6 @@ class FileTick:
         if self._share - share < SHARE_TO_JUDGE_BY:
             return None
         return (now - since) / (self._share - share) * (1.0 - self._share)
-
-    def _state(self, key: str) -> Path:
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", key):
-            raise ValueError(f"{key!r} is no key of a saved state: letters, digits, _ - and . only")
-        return self._folder / "state" / f"{key}.npz"
 
     def _write_on(self) -> None:
         while not self._over.wait(SECONDS_BETWEEN):
