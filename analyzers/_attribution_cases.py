@@ -133,6 +133,19 @@ def identity_of(objective: Objective) -> dict[str, Any] | None:
     return {**card, "spec": {**spec.to_json(), "folder": ""}, "config": told}
 
 
+def layers_told(case: Case) -> list[dict[str, Any]]:
+    """Return the layers that one may ask for, with the shapes of their outputs; of images those with places only."""
+    from probes.attribution.cam import REACHED
+    from probes.attribution.layer_outputs import layers_of
+
+    least = REACHED if case.kind == "image" else 0.0
+    return [
+        {"name": each.name, "shape": list(each.shape[1:])}
+        for each in layers_of(case).values()
+        if each.calls == 1 and not each.inner and each.reached > least and (each.layout or case.kind == "table")
+    ]
+
+
 def _words(case: Case) -> list[dict[str, Any]]:
     from probes.attribution.words import pieces_of, words_in
 

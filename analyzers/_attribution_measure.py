@@ -14,9 +14,10 @@ import numpy as np
 
 from analyzers._attribution_answers import answer_record
 from analyzers._attribution_asked import MOST_EXAMPLES, MOST_METHODS, Edit, edit_asked, methods_asked, settings_of
-from analyzers._attribution_cases import aim_of, case_at, described, identity_of, pictures
+from analyzers._attribution_cases import aim_of, case_at, described, identity_of, layers_told, pictures
 from analyzers._attribution_choice import rows_asked
 from analyzers._attribution_judged import checked, is_answer, joined, judged, nulls
+from analyzers._attribution_names import METHODS
 from analyzers._attribution_records import Record, from_arrays, head_of, made, refused, with_arrays
 from analyzers._base import Result, Tick
 from analyzers._parts import Part
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 SECONDS_BETWEEN_SHOWS, SHARE_OF_SHOWS = 2.0, 20  # what is known so far is written in a twentieth of the time at most
+OF_A_LAYER = {name for name, each in METHODS.items() if each.family in ("cam", "layer")} | {"extremal_channels"}
 MOST_MAPS = MOST_EXAMPLES * MOST_METHODS
 
 
@@ -47,6 +49,7 @@ class Found:
     maps: list[dict[str, Any]] = field(default_factory=list)
     arrays: dict[str, Array] = field(default_factory=dict)
     sanity_layers: list[str] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, record: Record, case: int) -> None:
         """Put a map in its place."""
@@ -95,6 +98,8 @@ def measure(
             found.kind = case.kind
             own = len(found.cases)
             found.cases.append(described(case, checkpoint.name, place))
+            if not found.layers and any(name in OF_A_LAYER for name in asked.methods):
+                found.layers = layers_told(case)
             if len(shots):
                 found.arrays[f"picture_{own}"] = shots[number]
             _methods(options, found, case, asked, theta, kept, tick)

@@ -30,6 +30,7 @@ def values_of(found: Found) -> tuple[dict[str, Any], dict[str, Array], tuple[str
         "edit": found.options.edit,
         "cases": list(cases),
         "maps": list(maps),
+        "layers": found.layers,
         "sanity_layers": found.sanity_layers,
         **scores_of(found),
         **times_of(found),

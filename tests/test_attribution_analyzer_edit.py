@@ -51,7 +51,7 @@ def test_a_masked_region_is_filled_and_its_picture_shows_it():
     image = objective.inputs[:1].clone()
     image[..., 2:6, 3:9] = 0
     logits = objective.module.double()(image.double())[0]
-    assert masked.values["cases"][0]["score"] == pytest.approx(float(logits[0]), rel=1e-9)
+    assert masked.values["cases"][0]["score"] == pytest.approx(float(logits[0].detach()), rel=1e-9)
     assert masked.values["prediction"] == int(logits.argmax())
     assert (masked.arrays["picture_0"][2:6, 3:9] == 0).all()
     assert np.array_equal(masked.arrays["picture_0"][7:], plain.arrays["picture_0"][7:])

@@ -109,4 +109,5 @@ def test_a_curve_is_cancelled_and_goes_on_where_it_was(page: Page, pair: str) ->
     verdict = page.locator(".st-key-verdict")
     expect(verdict).to_be_visible(timeout=ui.LATE)
     expect(verdict).to_contain_text("one basin after a permutation of units")
-    assert "curve" in " ".join(page.get_by_test_id("stFullScreenFrame").all_inner_texts()).lower()
+    drawn = page.get_by_test_id("stFullScreenFrame").filter(has_text=re.compile("curve", re.IGNORECASE))
+    expect(drawn.first).to_be_visible(timeout=ui.SOON)

@@ -17,6 +17,7 @@ from ui.text import as_text, percent
 from workspace.export import PLOT_CONFIG
 from workspace.jobs import Job, JobSpec
 
+MOST_PILLS = 24
 SIDE = 420  # pixels of the picture that a region is marked in
 
 
@@ -45,6 +46,7 @@ def draw(job: Job, result: Result, analyzer: type[Analyzer]) -> None:
             )  # fmt: skip
         case = cases[place]
         _other_class(job, case, analyzer)
+        _other_layer(job, result, analyzer)
         kind = result.values["kind"]
         if kind == "image":
             _region(job, result, case, analyzer)
@@ -82,6 +84,24 @@ def _other_class(job: Job, case: Mapping[str, Any], analyzer: type[Analyzer]) ->
     )
     if chosen is not None and chosen != case["target"]:
         _ask(_again(job, examples=str(case["row"]), target=str(chosen)), analyzer)
+
+
+def _other_layer(job: Job, result: Result, analyzer: type[Analyzer]) -> None:
+    """Offer the layers of the model, of the methods that look at one."""
+    shapes = {each["name"]: " × ".join(map(str, each["shape"])) for each in result.values.get("layers", ())}
+    if not shapes:
+        return
+    used = [each["about"]["layer"] for each in result.values["maps"] if each["about"].get("layer")]
+    now = used[-1] if used and used[-1] in shapes else None
+    draw: Any = st.pills if len(shapes) <= MOST_PILLS else st.selectbox
+    key = f"again-layer-{job.id[:8]}"
+    more = {"default": now} if draw is st.pills else {"index": list(shapes).index(now) if now else None}
+    chosen = draw(
+        "Seen from which layer?", list(shapes), format_func=lambda name: f"{as_text(name)} · {shapes[name]}",
+        key=key, help="Early layers show detail, late ones what the model has made of it.", **more,
+    )  # fmt: skip
+    if chosen is not None and chosen != now:
+        _ask(_again(job, layer=chosen), analyzer)
 
 
 def _region(job: Job, result: Result, case: Mapping[str, Any], analyzer: type[Analyzer]) -> None:

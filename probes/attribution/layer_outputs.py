@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ from probes.strict import strict
 
 if TYPE_CHECKING:
     from probes.attribution.case import Case
+    from probes.objective import Objective
 
 _LISTED = 12  # layers named in an error, at most
+_FIRST: WeakKeyDictionary[Objective, Mapping[str, Layer]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,11 @@ class Layer:
 
 
 def layers_of(case: Case) -> Mapping[str, Layer]:
-    """Return every layer that gives a tensor of floats, in the order in which they end; looked at once for a case."""
-    return case.once("layers", lambda: _watched(case))
+    """Return every layer that gives a tensor of floats, in the order in which they end.
+
+    Of images the data's first example is looked at, once for a model, so that all examples have the same layers.
+    """
+    return case.once("layers", lambda: _of_first(case) if case.kind == "image" else _watched(case))
 
 
 def grids_of(case: Case) -> tuple[tuple[int, ...], ...]:
@@ -147,6 +153,14 @@ def with_tensor(output: Any, tensor: Tensor) -> Any:
         return new
     parts = [tensor if each is old else each for each in output]
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def _of_first(case: Case) -> Mapping[str, Layer]:
+    from probes.attribution.case import case_of
+
+    if case.objective not in _FIRST:
+        _FIRST[case.objective] = _watched(case_of(case.objective, 0))
+    return _FIRST[case.objective]
 
 
 def _watched(case: Case) -> dict[str, Layer]:
