@@ -43,7 +43,9 @@ def deep_lift(case: Case, references: Tensor) -> tuple[Tensor, Tensor]:
     """
     parts = references.split(max(case.chunk() // 4, 1))  # inputs and outputs of every function are kept, twice
     pairs = [multipliers(case.scores, case.features, each) for each in parts]
-    found, scores = (torch.cat(each) for each in zip(*pairs, strict=True))
+    found, both = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs], 1)
+    scores = both[0]
+    case.know(case.features, both[1, 0])
     values = found * (case.features - references)
     missed = values.flatten(1).double().sum(1) - (case.score - scores.double())
     sizes = values.flatten(1).double().abs().sum(1)

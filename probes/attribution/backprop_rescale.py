@@ -87,7 +87,8 @@ def watched(score: Score, features: Tensor) -> tuple[Tensor, list[tuple[Operatio
 
 
 def multipliers(score: Score, features: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Return DeepLIFT's multipliers of one example (1, ...) against references (R, ...), and the references' scores.
+    """Return DeepLIFT's multipliers of one example (1, ...) against references (R, ...), (R, ...), and the scores of
+    references and example, (2, R).
 
     score: features (B, ...) -> (B,). Raises AttributionError where the two runs differ in their operations, or a
     non-linearity ran where its input cannot be read (compiled code, fused layers).
@@ -106,7 +107,7 @@ def multipliers(score: Score, features: Tensor, references: Tensor) -> tuple[Ten
         elif made.role == "max pool":
             _pool(made, other)
     (found,) = torch.autograd.grad(scores.sum(), x)
-    return found, before.detach()
+    return found, torch.stack([before.detach(), scores.detach()])
 
 
 def _rescale(made: Operation, one: Seen | None, reference: Seen | None) -> None:

@@ -68,7 +68,8 @@ def _run(name: str, case: Case, settings: Settings, tick: Tick) -> Map:  # noqa:
     layer = _chosen(case, settings.layer)
     if layer.layout is None:
         raise ValueError(f"layer {layer.name!r} has no places")
-    output, _, slopes = evaluated(case, layer.name, case.features)
+    output, scores, slopes = evaluated(case, layer.name, case.features)
+    case.know(case.features, scores[0])
     found = weigh(layer.layout.laid(output)[0], layer.layout.laid(slopes)[0])
     shown = found if signed else found.relu()
     if not bool(shown.any()):

@@ -84,8 +84,7 @@ class Case:
 
     def run(self, raw: Tensor) -> Tensor:
         """Run the model on what it takes, (B, ...), at the objective's theta held constant."""
-        values = {name: each.detach() for name, each in zip(self.objective.names, self.objective.theta, strict=True)}
-        found = functional_call(self.module, {**self.objective.constants, **values}, (raw,))
+        found = functional_call(self.module, self.once("values", self._values), (raw,))
         if not isinstance(found, Tensor):
             raise AttributionError(
                 f"The model returns a {type(found).__name__}, not a tensor of logits, so there is no score to explain."
@@ -164,6 +163,15 @@ class Case:
         if "chunk" not in self._kept:
             self._kept["chunk"] = rows_at_once(self.objective, self.features.shape, self._row_bytes)
         return int(self._kept["chunk"])
+
+    def know(self, features: Tensor, score: Tensor, gradient: Tensor | None = None) -> None:
+        """Keep the score () and gradient (...) at features (1, ...) that were found on the way to something else."""
+        found: Any = float(score.detach()) if gradient is None else (score.detach()[None], gradient.detach()[None])
+        self._kept.setdefault(("score" if gradient is None else "gradient", _hash(features)), found)
+
+    def _values(self) -> dict[str, Tensor]:
+        pairs = zip(self.objective.names, self.objective.theta, strict=True)
+        return {**self.objective.constants, **{name: each.detach() for name, each in pairs}}
 
     def _row_bytes(self) -> int:
         """Return the bytes of the graph of one row; its score is kept."""

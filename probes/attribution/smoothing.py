@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 INNER = "gradient"
 FEWEST = 10  # samples before a standard error is believed
 TOGETHER = 32  # samples between two looks at the standard error
-_ORDERS = 4  # powers whose sums are kept: the fourth for the error of a variance
 _SEEN = 512
 
 Moments = tuple[Tensor, Tensor]  # a statistic and its standard error
@@ -46,9 +45,12 @@ class Inner:
 
 def noise_of(case: Case, settings: Settings, number: int) -> Tensor:
     """Return the noise of one sample, (1, ...): the same whatever is drawn beside it."""
-    generator = torch.Generator().manual_seed((settings.seed << 20) + number)
-    drawn = torch.randn(case.features.shape, generator=generator, dtype=torch.float64)
-    return (drawn.to(case.features.device) * sigma_of(case, settings)).to(case.features)
+    return (_drawn(case, settings.seed, number).to(case.features.device) * sigma_of(case, settings)).to(case.features)
+
+
+def _drawn(case: Case, seed: int, number: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed << 20) + number)
+    return torch.randn(case.features.shape, generator=generator, dtype=torch.float64)
 
 
 def sigma_of(case: Case, settings: Settings) -> Tensor:
@@ -130,6 +132,7 @@ def _run(statistic: str, case: Case, settings: Settings, tick: Tick) -> Map:
     inner = inner_of(case, settings)
     sums, count, key = _resumed(statistic, case, settings, inner, tick)
     values = errors = torch.zeros(())
+    sigma = sigma_of(case, settings)
     while True:
         if count:
             values, errors = _shown(statistic, inner, STATISTICS[statistic](sums, count))
@@ -139,16 +142,18 @@ def _run(statistic: str, case: Case, settings: Settings, tick: Tick) -> Map:
             if count >= settings.samples or (count >= FEWEST and relative <= settings.tolerance):
                 break
         step = min(case.chunk(), settings.samples - count, TOGETHER)
-        noisy = torch.cat([case.features + noise_of(case, settings, count + each) for each in range(step)])
-        found = inner.run(noisy).double()
-        sums, count = sums + torch.stack([(found**order).sum(0) for order in range(1, _ORDERS + 1)]), count + step
+        drawn = torch.cat([_drawn(case, settings.seed, count + each) for each in range(step)])
+        found = inner.run(case.features + (drawn.to(sigma) * sigma).to(case.features)).double()
+        square = found.square()
+        powers = (found, square, found * square, square.square())
+        sums, count = sums + torch.stack([each.sum(0) for each in powers]), count + step
         _keep(tick, key, sums, count)
     about = {
         "over": inner.name,
         "samples": count,
         "noise": settings.noise,
         "seed": settings.seed,
-        "sigma": float(sigma_of(case, settings).mean()),
+        "sigma": float(sigma.mean()),
         "relative_stderr": relative if math.isfinite(relative) else None,
     }
     signed = inner.signed and statistic == "smoothgrad" and not inner.l2
