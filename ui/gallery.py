@@ -80,16 +80,16 @@ def _predictions(what: Ready, checkpoints: Sequence[str], *, both: bool) -> Resu
 
 def _chosen(result: Result, way: str, what: Ready, place: str) -> Chosen | None:
     more: dict[str, Any] = {}
-    if way in ("class", "pair"):
-        more = _classes(result, way, place)
-    if way == "random":
-        more = {"seed": int(st.number_input("Seed", 0, 2**31 - 1, 0, key=f"{place}-gallery-seed"))}
-    if way == "found":
-        rows = _found(result, what, place)
-        if rows is None:
-            return None
-        more = {"found": rows}
     try:
+        if way in ("class", "pair"):
+            more = _classes(result, way, place)
+        if way == "random":
+            more = {"seed": int(st.number_input("Seed", 0, 2**31 - 1, 0, key=f"{place}-gallery-seed"))}
+        if way == "found":
+            rows = _found(result, what, place)
+            if rows is None:
+                return None
+            more = {"found": rows}
         whole = choose(result.arrays, way, **more)
         pages = max(1, -(-whole.total // PAGE))
         page = 0
@@ -129,7 +129,8 @@ def _found(result: Result, what: Ready, place: str) -> list[int] | None:
     named = result_of(chosen, str(others[chosen].payload["analyzer"]))
     rows = {str(id): row for row, id in enumerate(result.arrays["ids"])}
     listed = named.values["examples"] if named else []
-    return [rows[str(each["id"])] for each in listed if str(each.get("id")) in rows]
+    found = [each.get("row", rows.get(str(each.get("id")))) for each in listed]
+    return list(dict.fromkeys(int(row) for row in found if row is not None))
 
 
 def _names_examples(job: Job, what: Ready) -> bool:
