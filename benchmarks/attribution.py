@@ -3,9 +3,10 @@
     PYTHONPATH=. .venv/bin/python benchmarks/attribution.py [--small] [--net N] [--method M] [--threads T] [--device D]
 
 Ours and every setting of Captum take turns in one process; times are medians. Each of our runs has a case of its own,
-so that nothing is known before; the badge that the app adds to each map (shared between the methods of an example) is
-measured apart, on integrated gradients. Where both are deterministic and the answers differ the table says by how much:
-then the ratio compares different things. "rows" counts the examples that the model was run on.
+of which nothing is known but its score, which the app shows before any map; the badge that the app adds to each map
+(shared between the methods of an example) is measured apart, on integrated gradients. Where both are deterministic and
+the answers differ the table says by how much: then the ratio compares different things. "rows" counts the examples that
+the model was run on.
 """
 
 from __future__ import annotations
@@ -194,8 +195,10 @@ TASKS = (
 
 
 def fresh(objective: Objective) -> Case:
-    """Return a case about which nothing is known yet."""
-    return case_of(objective, 0)
+    """Return a case of which nothing is known but its score."""
+    case = case_of(objective, 0)
+    assert np.isfinite(case.score)
+    return case
 
 
 def seconds(work: Work, threads: int) -> tuple[float, Any]:

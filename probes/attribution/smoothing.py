@@ -50,7 +50,7 @@ def noise_of(case: Case, settings: Settings, number: int) -> Tensor:
 
 def _drawn(case: Case, seed: int, number: int) -> Tensor:
     generator = torch.Generator().manual_seed((seed << 20) + number)
-    return torch.randn(case.features.shape, generator=generator, dtype=torch.float64)
+    return torch.randn(case.features.shape, generator=generator)
 
 
 def sigma_of(case: Case, settings: Settings) -> Tensor:
