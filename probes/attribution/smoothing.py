@@ -45,7 +45,11 @@ class Inner:
 
 def noise_of(case: Case, settings: Settings, number: int) -> Tensor:
     """Return the noise of one sample, (1, ...): the same whatever is drawn beside it."""
-    return (_drawn(case, settings.seed, number).to(case.features.device) * sigma_of(case, settings)).to(case.features)
+    return _scaled(_drawn(case, settings.seed, number), sigma_of(case, settings), case)
+
+
+def _scaled(drawn: Tensor, sigma: Tensor, case: Case) -> Tensor:
+    return (drawn.to(sigma) * sigma).to(case.features)
 
 
 def _drawn(case: Case, seed: int, number: int) -> Tensor:
@@ -143,7 +147,7 @@ def _run(statistic: str, case: Case, settings: Settings, tick: Tick) -> Map:
                 break
         step = min(case.chunk(), settings.samples - count, TOGETHER)
         drawn = torch.cat([_drawn(case, settings.seed, count + each) for each in range(step)])
-        found = inner.run(case.features + (drawn.to(sigma) * sigma).to(case.features)).double()
+        found = inner.run(case.features + _scaled(drawn, sigma, case)).double()
         square = found.square()
         powers = (found, square, found * square, square.square())
         sums, count = sums + torch.stack([each.sum(0) for each in powers]), count + step
