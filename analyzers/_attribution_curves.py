@@ -56,7 +56,8 @@ def curves_figure(card: Values, values: Values, arrays: Arrays, view: View) -> g
             row=baseline + 1, col=WAYS.index(way) + 1,
         )  # fmt: skip
     count = len({each["case"] for each in rows})
-    _head(found, f"What the score does as features go in and out: mean of {count} examples", of_what(card))
+    more = f": mean of {count} examples" if count > 1 else ""
+    _head(found, f"What the score does as features go in and out{more}", of_what(card))
     found.update_xaxes(title_text=f"share of the {known['unit']}", title_font_size=11)
     words = "probability of the target" if known["measure"] == "probability" else "score of the target"
     found.update_yaxes(title_text=words, title_font_size=11)
@@ -172,7 +173,13 @@ def scoreboard_figure(card: Values, values: Values, view: View) -> go.Figure | N
         if null is not None:
             found.add_vline(x=null, line={"color": AGAINST, "dash": "dot"}, row=1, col=column)
         found.update_xaxes(
-            title_text=wrapped(METRICS[name], 20), title_font_size=11, nticks=4, tickangle=0, row=1, col=column
+            title_text=wrapped(METRICS[name], 20),
+            title_font_size=11,
+            nticks=4,
+            tickangle=0,
+            rangemode="tozero",
+            row=1,
+            col=column,
         )
     found.update_yaxes(autorange="reversed", type="category")
     _head(found, "Which method is faithful on these examples", f"{of_what(card)}; dotted: random orders")

@@ -25,6 +25,7 @@ LINE = 16  # tokens beside one another
 MOST_LINES = 48
 LABEL = 20  # signs of a label beside its bar
 MUTED = "#52606D"
+REFUSED = 0.4  # of the height of a row with maps
 OVER_PICTURES = [  # the nearer to zero, the more of the picture is seen
     [0.0, faded(AGAINST, 1.0)], [0.5, faded(AGAINST, 0.0)], [0.5, faded(FOR, 0.0)], [1.0, faded(FOR, 1.0)],
 ]  # fmt: skip
@@ -44,19 +45,20 @@ def _pictures(grid: Grid, opacity: float) -> go.Figure:
         scale = scale_of((Cell(flat(each.values)) for each in cells if each.values is not None), SHARE)
         for column, cell in enumerate(cells, 1):
             _picture(found, row, column, cell, opacity, grid)
-        _scale(found, row, count, scale, grid.value)
+        if any(each.values is not None for each in cells):
+            _scale(found, row, count, scale, grid.value)
         found.update_yaxes(title_text=f"{grid.rows[row - 1]}<br>pixel row", row=row, col=1, title_font_size=11)
     found.update_xaxes(showgrid=False, zeroline=False, showticklabels=False, constrain="domain")
     found.update_yaxes(showgrid=False, zeroline=False, showticklabels=False, autorange="reversed", constrain="domain")
     found.update_xaxes(title_text="pixel column", row=count, title_font_size=11)
     side = min(LARGE, max(CELL, WIDE // width))
-    return found.update_layout(height=AROUND + side * count)
+    return found.update_layout(height=AROUND + int(side * sum(_heights(grid))))
 
 
 def _picture(found: go.Figure, row: int, column: int, cell: Cell, opacity: float, grid: Grid) -> None:
     axis = _axis(found, row, column)
     if cell.values is None:
-        _say(found, axis, wrapped(cell.reason, 30), centre=True)
+        _without(found, row, column, cell)
         return
     values = flat(cell.values)
     height, width = values.shape
@@ -73,6 +75,14 @@ def _picture(found: go.Figure, row: int, column: int, cell: Cell, opacity: float
     found.update_yaxes(scaleanchor=axis, row=row, col=column)
     if cell.note:
         _say(found, axis, as_plotly(cell.note), centre=False)
+
+
+def _without(found: go.Figure, row: int, column: int, cell: Cell) -> None:
+    """Say why there is no map; the empty trace keeps the place, which Plotly would drop."""
+    found.add_scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip", row=row, col=column)
+    found.update_xaxes(visible=False, row=row, col=column)
+    found.update_yaxes(showline=False, ticks="", row=row, col=column)
+    _say(found, _axis(found, row, column), wrapped(cell.reason, 30 if cell.labels == () else 90), centre=True)
 
 
 def _image(picture: Array, height: int, width: int) -> go.Image:
@@ -124,7 +134,8 @@ def bars(grid: Grid) -> go.Figure:
         found.update_xaxes(range=[-reach if signed else 0, reach], nticks=6, row=row)
         found.update_yaxes(title_text=grid.rows[row - 1], row=row, col=1, title_font_size=11)
     found.update_xaxes(title_text=grid.value, row=count, title_font_size=11)
-    return found.update_layout(height=AROUND + max(CELL, 40 + 17 * tallest) * count, showlegend=False)
+    height = max(CELL, 40 + 17 * tallest) * sum(_heights(grid))
+    return found.update_layout(height=AROUND + int(height), showlegend=False)
 
 
 def _order(cells: Sequence[Cell]) -> Array:
@@ -137,7 +148,7 @@ def _bars(found: go.Figure, row: int, column: int, cell: Cell, value: str, order
     """Draw the bars of a cell; return how many."""
     axis = _axis(found, row, column)
     if cell.values is None:
-        _say(found, axis, wrapped(cell.reason, 30), centre=True)
+        _without(found, row, column, cell)
         return 0
     names, labels = as_labels(cell.labels), as_labels(_short(each) for each in cell.labels)
     kept = (_order([cell]) if order is None else order)[:MOST_BARS]
@@ -230,10 +241,17 @@ def _noted(cell: Cell) -> str:
 
 
 def _subplots(grid: Grid, rows: int, columns: int, **spacing: Any) -> go.Figure:
-    found = make_subplots(rows=rows, cols=columns, column_titles=list(grid.columns), **spacing)
+    found = make_subplots(
+        rows=rows, cols=columns, column_titles=list(grid.columns), row_heights=_heights(grid), **spacing
+    )
     _head(found, grid, "")
     found.for_each_annotation(lambda each: each.update(font_size=11))
     return found
+
+
+def _heights(grid: Grid) -> list[float]:
+    """Return the shares of the rows in the height: low where there is no map."""
+    return [1.0 if any(each.values is not None for each in cells) else REFUSED for cells in grid.cells]
 
 
 def _head(found: go.Figure, grid: Grid, more: str) -> None:

@@ -161,7 +161,8 @@ def left_out(rows: Sequence[Any], methods: Iterable[Any], columns: Sequence[Any]
 
 def _targets(values: Values, cases: Sequence[int]) -> str:
     names = list(dict.fromkeys(str(values["cases"][case]["target_name"]) for case in cases))
-    return names[0] if len(names) == 1 else "the target of each example"
+    name = f"“{names[0]}”" if values["kind"] == "language_model" else names[0]
+    return name if len(names) == 1 else "the target of each example"
 
 
 def _counted(cell: Cell) -> Array:

@@ -86,7 +86,7 @@ def _worth(result: Result, view: Mapping[str, Any]) -> None:
     columns = {
         title: st.column_config.NumberColumn(title, format="%.3g", help=HELP[name]) for name, title in COLUMNS.items()
     }
-    st.dataframe(table, column_config=columns, hide_index=True, alt="What each map is worth")
+    st.dataframe(table, column_config=columns, hide_index=True, placeholder="–", alt="What each map is worth")
     said: dict[str, list[str]] = {}
     for number in numbers:
         each = result.values["maps"][number]

@@ -102,9 +102,10 @@ def attribution(values: Values) -> list[Cell]:
         Cell("Maps", f"{badges.count('ok')} of {len(maps)} ok", "Checked for completeness, no-ops and more.", note)
     ]
     if len(cases) == 1:
-        label = "" if cases[0]["label_name"] is None else f", label {cases[0]['label_name']}"
-        said = f"predicted {cases[0]['prediction_name']}{label}"
-        cells.insert(0, Cell("Probability of the prediction", percent(cases[0]["probability"]), note=said))
+        label = "" if cases[0]["label_name"] is None else f"label {cases[0]['label_name']}"
+        known = "" if cases[0]["probability"] is None else percent(cases[0]["probability"])
+        said = ", ".join(each for each in (known, label) if each)
+        cells.insert(0, Cell("Prediction", str(cases[0]["prediction_name"]), "With its probability.", said))
     cells += _best(values["scoreboard"], "insertion_auc", "Best insertion", "highest", max)
     cells += _best(values["scoreboard"], "deletion_auc", "Best deletion", "lowest", min)
     checked = [each["sanity"] for each in maps if each.get("sanity")]

@@ -28,7 +28,7 @@ NUMBERS = {"probability": "Probability", "loss": "Loss", "gap": "Gap"}
 
 
 def pick(what: Ready, checkpoints: Sequence[str], given: str, place: str) -> str:
-    """Draw the choice of examples; return it as the option `examples` has it: rows, separated by commas.
+    """Draw the choice of examples; return it as the option `examples` has it: rows, separated by commas; "" for none.
 
     given: what was chosen before. checkpoints: those asked about; what the last predicts is what counts.
     """
@@ -45,16 +45,14 @@ def pick(what: Ready, checkpoints: Sequence[str], given: str, place: str) -> str
     if way == BY_ROW:
         return _by_row(given, place)
     result = _predictions(what, checkpoints, both=way == "disagreement")
-    if result is None:
-        return given
-    chosen = _chosen(result, way, what, place)
-    if chosen is None:
-        return given
+    chosen = None if result is None else _chosen(result, way, what, place)
+    if result is None or chosen is None:
+        return ""
     picked = _table(result, chosen, f"{place}-{way}")
     rows = picked or list(chosen.rows[:1])
     if not rows:
-        st.info("No example matches.")
-        return given
+        st.info("No example matches. Choose examples in another way.")
+        return ""
     words = ", ".join(map(str, rows))
     told = "the first, as none is ticked" if not picked else "as ticked"
     count = "1 example matches" if chosen.total == 1 else f"{chosen.total:,} examples match"

@@ -131,7 +131,8 @@ def _form(analyzer: type[Analyzer], bench_id: str, job: Job | None) -> None:
     fixed |= asked.options(analyzer, what, chosen, given, place)
     values = options_form(analyzer, given, place, tuple(fixed))
     key = f"run-{analyzer.name}"
-    if st.button("Run", type="primary", icon=":material/play_arrow:", key=key, disabled=not chosen):
+    lacking = not chosen or fixed.get("examples") == ""
+    if st.button("Run", type="primary", icon=":material/play_arrow:", key=key, disabled=lacking):
         _start(analyzer, what, chosen, values | fixed)
 
 

@@ -56,22 +56,23 @@ def _maps(result: Result) -> View:
     """Choose what of an attribution is drawn, and how strongly."""
     values, view = result.values, View()
     methods = {each["method"]: each["title"] for each in values["maps"]}
-    places = st.columns(4, vertical_alignment="bottom")
+    places = iter(st.columns(4, vertical_alignment="bottom"))
     if len(values["cases"]) > 1:
         names = [f"{each['id']} · {each['checkpoint']}" for each in values["cases"]]
-        view["case"] = places[0].selectbox(
+        view["case"] = next(places).selectbox(
             "Example", [None, *range(len(names))], format_func=lambda at: "All" if at is None else names[at], key="case"
         )
     if len(methods) > 1:
-        view["method"] = places[1].selectbox(
+        view["method"] = next(places).selectbox(
             "Method", [None, *methods], format_func=lambda name: methods[name] if name else "All", key="method"
         )
     if values["kind"] == "image":
         told = "Of the map over the picture."
-        view["opacity"] = places[2].slider("Opacity", 0.0, 1.0, 0.8, 0.05, key="opacity", help=told)
+        view["opacity"] = next(places).slider("Opacity", 0.0, 1.0, 0.8, 0.05, key="opacity", help=told)
     elif values["kind"] != "table":
-        view["words"] = places[2].toggle("Add tokens up to words", key="words", help="Sums keep completeness.")
-    view["absolute"] = places[3].toggle("Sizes only", key="absolute", help="Absolute values: for and against alike.")
+        told = "Of the text below: the sums of their tokens, which keep completeness."
+        view["words"] = next(places).toggle("Add tokens up to words", True, key="words", help=told)
+    view["absolute"] = next(places).toggle("Sizes only", key="absolute", help="Absolute values: for and against alike.")
     return view
 
 
