@@ -55,8 +55,10 @@ def curves_figure(card: Values, values: Values, arrays: Arrays, view: View) -> g
             hovertemplate="share %{x:.2f}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
             row=baseline + 1, col=WAYS.index(way) + 1,
         )  # fmt: skip
-    count = len({each["case"] for each in rows})
-    more = f": mean of {count} examples" if count > 1 else ""
+    shown = [values["cases"][case] for case in {each["case"] for each in rows}]
+    counts = (("example", {each["row"] for each in shown}), ("checkpoint", {each["checkpoint"] for each in shown}))
+    said = " and ".join(f"{len(each)} {what}s" for what, each in counts if len(each) > 1)
+    more = f": means over {said}" if said else ""
     _head(found, f"What the score does as features go in and out{more}", of_what(card))
     found.update_xaxes(title_text=f"share of the {known['unit']}", title_font_size=11)
     words = "probability of the target" if known["measure"] == "probability" else "score of the target"
@@ -139,7 +141,8 @@ def agreement_figure(card: Values, values: Values, arrays: Arrays) -> go.Figure 
     mean, low, high = (arrays[name] for name in ("agreement", "agreement_low", "agreement_high"))
     told = [[_interval(mean[i, j], low[i, j], high[i, j]) for j in range(len(names))] for i in range(len(names))]
     text = [["" if not np.isfinite(each) else f"{each:.2f}" for each in row] for row in mean]
-    found = figure("How alike the methods rank the features", of_what(card), "method", "method")
+    last = f"<br>at {as_plotly(values['checkpoints'][-1])}" if len(values["checkpoints"]) > 1 else ""
+    found = figure("How alike the methods rank the features", of_what(card) + last, "method", "method")
     found.add_heatmap(
         z=[_nulled(row) for row in mean], x=titles, y=titles, text=text, texttemplate="%{text}", customdata=told,
         colorscale=[list(each) for each in DIVERGING], zmin=-1, zmax=1, xgap=1, ygap=1,
@@ -178,11 +181,13 @@ def scoreboard_figure(card: Values, values: Values, view: View) -> go.Figure | N
             nticks=4,
             tickangle=0,
             rangemode="tozero",
+            exponentformat="e",
             row=1,
             col=column,
         )
     found.update_yaxes(autorange="reversed", type="category")
-    _head(found, "Which method is faithful on these examples", f"{of_what(card)}; dotted: random orders")
+    last = f"<br>at {as_plotly(values['checkpoints'][-1])}" if len(values["checkpoints"]) > 1 else ""
+    _head(found, "Which method is faithful on these examples", f"{of_what(card)}; dotted: random orders{last}")
     return found.update_layout(height=220 + 34 * len(board))
 
 

@@ -18,7 +18,7 @@ from analyzers._figures import INK, as_plotly, faded, figure, template
 from analyzers._series_figures import as_labels
 
 LARGEST = 256  # pixels of a heat map on its longer side
-CELL, AROUND = 175, 190  # pixels of a row of maps, and around all of them
+CELL, AROUND = 175, 215  # pixels of a row of maps, and around all of them
 LARGE, WIDE = 300, 760  # pixels of a picture where there are few, and of all beside one another
 MOST_BARS = 15
 LINE = 16  # tokens beside one another
@@ -256,7 +256,8 @@ def _heights(grid: Grid) -> list[float]:
 
 def _head(found: go.Figure, grid: Grid, more: str) -> None:
     head = figure(grid.title, grid.told + more, "", "").layout
-    found.update_layout(template=template(), title=head.title, margin={"t": 130, "r": 90})
+    lines = max((each.count("<br>") for each in grid.columns), default=0)
+    found.update_layout(template=template(), title=head.title, margin={"t": 130 + 15 * lines, "r": 90})
 
 
 def _number(found: go.Figure, row: int, column: int) -> str:

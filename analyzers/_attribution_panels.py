@@ -17,6 +17,7 @@ Values = Mapping[str, Any]
 FOR, AGAINST = COLOURS[1], COLOURS[0]
 DIVERGING = ((0.0, AGAINST), (0.5, "#FFFFFF"), (1.0, FOR))
 MOST_ROWS, MOST_COLUMNS = 16, 12
+LONGEST_TARGET = 48  # signs of it in a title
 SHARE = 0.995  # of the values of pictures within the colour scale
 
 
@@ -51,7 +52,7 @@ class Grid:
     @property
     def told(self) -> str:
         """The line below the title."""
-        said = f"{self.subtitle}; orange speaks for it, blue against it"
+        said = f"{self.subtitle}<br>orange speaks for it, blue against it"
         return f"{said}; {self.left_out}" if self.left_out else said
 
 
@@ -161,7 +162,8 @@ def left_out(rows: Sequence[Any], methods: Iterable[Any], columns: Sequence[Any]
 
 def _targets(values: Values, cases: Sequence[int]) -> str:
     names = list(dict.fromkeys(str(values["cases"][case]["target_name"]) for case in cases))
-    name = f"“{names[0]}”" if values["kind"] == "language_model" else names[0]
+    first = names[0] if len(names[0]) <= LONGEST_TARGET else f"{names[0][: LONGEST_TARGET - 1]}…"
+    name = f"“{first.strip()}”" if values["kind"] == "language_model" else first
     return name if len(names) == 1 else "the target of each example"
 
 

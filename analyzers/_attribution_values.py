@@ -40,27 +40,40 @@ def values_of(found: Found) -> tuple[dict[str, Any], dict[str, Array], tuple[str
     return values | {"agreement_methods": names}, {**found.arrays, **_shares(found), **arrays}, caveats
 
 
+def _last(found: Found) -> list[int]:
+    """Return the cases of the last checkpoint that there is something of."""
+    last = max((each["checkpoint_index"] for each in found.cases), default=0)
+    return [number for number, each in enumerate(found.cases) if each["checkpoint_index"] == last]
+
+
 def scores_of(found: Found) -> dict[str, Any]:
-    """Return the scoreboard of the methods over all cases, and how its intervals were made."""
+    """Return the scoreboard of the methods at the last checkpoint, and how its intervals were made.
+
+    The same example at other checkpoints is no further example: intervals over both would be too narrow.
+    """
     from probes.attribution.judging import scoreboard
 
-    board = scoreboard(found.maps, seed=found.options.seed)
+    last = _last(found)
+    board = scoreboard([each for each in found.maps if each["case"] in last], seed=found.options.seed)
     return {"scoreboard": plain(board.to_json()), "scoreboard_words": board.words}
 
 
 def agreement_of(found: Found) -> tuple[list[str], dict[str, Array]]:
-    """Return the methods that made maps, and how they rank features alike: means and intervals, (M, M) each."""
+    """Return the methods that made maps, and how they rank features alike at the last checkpoint.
+
+    Means and intervals, (M, M) each.
+    """
     from probes.attribution.judging import agreement
 
-    maps: list[dict[str, Array | None]] = [{} for _ in found.cases]
+    made: dict[int, dict[str, Array | None]] = {case: {} for case in _last(found)}
     for each in found.maps:
-        if each["array"]:
-            maps[each["case"]][each["method"]] = found.arrays[each["array"]]
-    names = [name for name in found.methods if any(name in each for each in maps)]
+        if each["array"] and each["case"] in made:
+            made[each["case"]][each["method"]] = found.arrays[each["array"]]
+    names = [name for name in found.methods if any(name in each for each in made.values())]
     if len(names) < 2:
         return [], {}
-    rows = [{name: each.get(name) for name in names} for each in maps if each]
-    special = [case["special"] for case, each in zip(found.cases, maps, strict=True) if each]
+    rows = [{name: each.get(name) for name in names} for each in made.values() if each]
+    special = [found.cases[case]["special"] for case, each in made.items() if each]
     table = agreement(rows, special=special, seed=found.options.seed).spearman
     return names, {"agreement": table.mean, "agreement_low": table.low, "agreement_high": table.high}
 

@@ -174,6 +174,18 @@ def test_checkpoints_in_the_order_given_at_one_target(tmp_path):
     assert np.allclose(table.correlation_with_last[table.place == 2], 1) and len(table) == 6
 
 
+def test_the_same_example_at_several_checkpoints_counts_once_in_intervals(tmp_path):
+    base = objective_of("tabular", "float32")
+    objective, checkpoints = a_run(tmp_path, base.module, moved(base.module, 3, 0.5), base.batches, dtype="float64",
+                                   device="cpu")  # fmt: skip
+    asked = Attribution(examples="1,4", methods="gradient,integrated_gradients", samples=2, dtype="float64")
+    several = asked.run(objective, checkpoints, Quiet())
+    last = asked.run(objective.at(checkpoints[-1]), checkpoints[-1:], Quiet())
+    assert [each["n"] for each in several.values["scoreboard"]] == [2, 2]
+    assert several.values["scoreboard"] == last.values["scoreboard"]
+    assert np.array_equal(several.arrays["agreement"], last.arrays["agreement"])
+
+
 def test_what_is_known_so_far_is_shown(monkeypatch):
     monkeypatch.setattr("analyzers._attribution_measure.SECONDS_BETWEEN_SHOWS", 0.0)
     monkeypatch.setattr("analyzers._attribution_measure.SHARE_OF_SHOWS", 0)

@@ -166,7 +166,9 @@ def _word(job: Job, case: Mapping[str, Any], analyzer: type[Analyzer]) -> None:
     units = [each["text"] for each in words] or list(case["tokens"])
     left, right = st.columns(2)
     label = "Word" if words else "Token"
-    chosen = int(left.selectbox(label, range(len(units)), format_func=lambda each: f"{each}: {units[each]}",
+    places = [each["first"] for each in words] or range(len(units))
+    first = next((number for number, place in enumerate(places) if not case["special"][place]), 0)
+    chosen = int(left.selectbox(label, range(len(units)), first, format_func=lambda each: f"{each}: {units[each]}",
                                 key=f"again-word-{job.id[:8]}-{case['row']}") or 0)  # fmt: skip
     key = key_for(f"again-text-{job.id[:8]}", [chosen, case["row"]])
     if words:
