@@ -66,8 +66,8 @@ def described(edit: str) -> str:
     if what == "mask":
         boxes = [f"rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}" for y0, x0, y1, x1 in value]
         return f"the pixels of {'; of '.join(boxes)} have been replaced by the baseline"
-    pairs = ", ".join(f"{name} is {each}" for name, each in value.items())
-    return f"{what}: {pairs}"
+    one = {"words": "word", "tokens": "the id of token", "values": "column"}.get(what, what)
+    return ", ".join(f"{one} {name} is now {each}" for name, each in value.items())
 
 
 def _other_class(job: Job, case: Mapping[str, Any], analyzer: type[Analyzer]) -> None:
