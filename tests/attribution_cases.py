@@ -112,3 +112,13 @@ def _inputs(name: str) -> Tensor:
     if name in TABLES:
         return torch.randn(6, 6)
     return torch.rand(4, 1, 12, 12) if name == "cnn" else torch.randn(4, 3, 16, 16)
+
+
+def traces(one):
+    """Hooks, modes, requires_grad and outputs: what a method must leave as it was."""
+    modules = list(one.module.modules())
+    hooks = sum(len(each._forward_hooks) + len(each._forward_pre_hooks) + len(each._backward_hooks) for each in modules)
+    modes = [each.training for each in modules]
+    needs = [each.requires_grad for each in [*one.module.parameters(), *one.objective.theta]]
+    gradients = [each.grad is None for each in [*one.module.parameters(), *one.objective.theta]]
+    return hooks, modes, needs, gradients, one.scores(one.features).detach()

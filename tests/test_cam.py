@@ -17,8 +17,7 @@ from torch import nn
 
 from probes.attribution import AttributionError, Settings, attribute, case_of
 from probes.attribution.cam import cam_layers, default_cam_layer, grad_cam, grad_cam_plus_plus
-from probes.attribution.layer_outputs import cuts, evaluated, grids_of
-from probes.attribution.layer_places import Layout, patch_layout, picture_layout, spread
+from probes.attribution.layer_outputs import evaluated
 from probes.objective import Objective
 
 CAMS = ("grad_cam", "grad_cam_plus_plus", "hires_cam")
@@ -265,37 +264,3 @@ class Stopping:
 
     def __exit__(self, *_):
         self.handle.remove()
-
-
-def test_a_layer_beside_a_residual_path_does_not_cut_the_net():
-    one = case("resnet20")
-    assert cuts(one, "layer3") and cuts(one, "layer2.0")
-    assert not cuts(one, "layer2.0.bn2")
-    vit = case("vit")
-    assert cuts(vit, "vit.layers.0") and not cuts(vit, "vit.layers.1.layernorm_before")
-
-
-def test_layouts():
-    assert picture_layout((1, 8, 4, 4), (16, 16), []) == Layout("channels first", (4, 4))
-    assert picture_layout((1, 4, 4, 8), (16, 16), []) == Layout("channels last", (4, 4))
-    assert picture_layout((1, 4, 4, 4), (16, 16), [], last=True) == Layout("channels last", (4, 4))
-    assert picture_layout((1, 3, 5, 4), (16, 16), []) is None  # heads of an attention
-    assert picture_layout((4, 3, 4, 4), (16, 16), []) is None  # windows
-    assert patch_layout(197, (224, 224), []) == Layout("tokens", (14, 14), 1)
-    assert patch_layout(201, (224, 224), []) == Layout("tokens", (14, 14), 5)
-    assert patch_layout(25, (16, 24), []) == Layout("tokens", (4, 6), 1)
-    assert patch_layout(26, (16, 16), [(4, 4), (5, 5)]) == Layout("tokens", (5, 5), 1)
-    assert patch_layout(7, (16, 16), []) == Layout("tokens", (2, 2), 3)
-    assert patch_layout(4 + 9, (16, 16), []) is None
-    assert grids_of(case("cnn")) == ((12, 12), (6, 6), (3, 3))
-
-
-@pytest.mark.parametrize("size", [(9, 9), (10, 7), (3, 2), (2, 3), (1, 1)])
-def test_spread_amounts_keep_their_sums(size):
-    values = torch.randn(3, 3, dtype=torch.float64)
-    found = spread(values, size)
-    assert found.shape == (1, *size)
-    torch.testing.assert_close(found.sum(), values.sum())
-    one = torch.zeros(3, 3, dtype=torch.float64)
-    one[1, 1] = 1
-    assert float(spread(one, size).min()) >= 0

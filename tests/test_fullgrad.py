@@ -2,83 +2,21 @@
 
 from __future__ import annotations
 
-import re
-
 import attribution_cases
 import numpy as np
 import pytest
 import torch
 from attribution_cases import case
-from curvature_oracles import batches
+from fullgrad_cases import explicit_terms, made
+from real_nets import mnist, resnet20
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from probes.attribution import AttributionError, attribute, case_of
+from probes.attribution import attribute, case_of
 from probes.attribution.fullgrad import TOLERANCE, full_gradient
 from probes.attribution.fullgrad_places import on_grid
-from probes.attribution.fullgrad_units import SCORE, Term, split
-from probes.checkpoint import read_checkpoint
-from probes.data import read_batches
-from probes.models import recognise
-from probes.objective import Objective, build_objective
-from probes.specs import DataSpec, ModelSpec
-
-MNIST_CNN = ModelSpec(
-    "text",
-    text="Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2), Conv2d(32, 64, 3), ReLU(), MaxPool2d(2), Flatten(), "
-    "Linear(1600, 10))",
-)
-
-
-def made(module, inputs, dtype="float64"):
-    """A case of the first of these inputs."""
-    data = batches(inputs, torch.zeros(len(inputs), dtype=torch.int64))
-    return case_of(Objective.of(module, data, "cross_entropy", dtype=dtype, device="cpu"), 0)
-
-
-def mnist(real, dtype="float32"):
-    found = read_batches(DataSpec((str(real / "mnist"),), examples=8))
-    checkpoint = read_checkpoint(real / "mnist-cnn" / "run1" / "epoch-200.pt")
-    return build_objective(MNIST_CNN, checkpoint, found, "cross_entropy", device="cpu", dtype=dtype)
-
-
-def resnet20(real, count=4):
-    folder = real / "cifar10-resnet20"
-    checkpoint = read_checkpoint(folder / "resnet20-12fca82f.th")
-    files = (str(folder / "cifar10-train-1000.npz"),)
-    data = read_batches(DataSpec(files, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), examples=count))
-    return build_objective(recognise(checkpoint).spec, checkpoint, data, "cross_entropy", device="cpu")
-
-
-def explicit_terms(module, features, target):
-    """Gradient times explicit bias at every convolution, linear layer and batch norm, by hooks; the oracle."""
-    outputs, handles = {}, []
-
-    def keep(name, z):
-        outputs[name] = z
-        return z.clone()  # what comes next may change it in place
-
-    for name, each in module.named_modules():
-        if isinstance(each, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            handles.append(each.register_forward_hook(lambda _, __, z, name=name: keep(name, z)))
-    x = features.clone().requires_grad_()
-    score = module(x)[0, target]
-    for handle in handles:
-        handle.remove()
-    gradients = torch.autograd.grad(score, [x, *outputs.values()])
-    terms = {"input": (gradients[0] * x).detach()}
-    for (name, z), g in zip(outputs.items(), gradients[1:], strict=True):
-        bias = bias_of(module.get_submodule(name))
-        if bias is not None:
-            terms[name] = (g * (bias.view(1, -1, 1, 1) if z.ndim == 4 else bias)).detach()
-    return score.item(), terms
-
-
-def bias_of(layer):
-    if isinstance(layer, nn.BatchNorm2d):
-        return layer.bias - layer.running_mean * layer.weight / torch.sqrt(layer.running_var + layer.eps)
-    return layer.bias
+from probes.attribution.fullgrad_units import SCORE, Term
 
 
 def published_map(terms, size):
@@ -255,141 +193,3 @@ def test_rows_of_patches_become_the_rows_of_the_picture():
     values = torch.arange(25.0).view(1, 25, 1)
     found = on_grid(Term("u", "U", False, "", values), ((4, 6),), (16, 24))
     assert torch.equal(found[0][0], torch.arange(1.0, 25.0).view(4, 6)) and torch.equal(found[1], torch.zeros(1, 1))
-
-
-class WrongBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(x):
-        return 2 * x
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient  # half of what it should be
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return 2 * tangent
-
-
-class NoForwardMode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 2 * gradient
-
-
-class Calls(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.linear, self.function = nn.Linear(4, 3), function
-
-    def forward(self, x):
-        return self.function(self.linear(x))
-
-
-def test_what_is_not_complete_is_refused_with_the_residual():
-    one = made(Calls(WrongBackward.apply), torch.randn(2, 4), "float32")
-    with pytest.raises(AttributionError, match=r"residual of .* Choose occlusion") as caught:
-        attribute(one, "fullgrad")
-    total, score = (
-        float(each) for each in re.findall(r"add up to (\S+), but the score is (\S+):", str(caught.value))[0]
-    )
-    assert total == pytest.approx(score / 2, rel=1e-5) and score == pytest.approx(one.score, rel=1e-4)
-
-
-def test_an_operation_without_forward_mode_is_refused():
-    with pytest.raises(AttributionError, match="no forward-mode derivative"):
-        attribute(made(Calls(NoForwardMode.apply), torch.randn(2, 4)), "fullgrad")
-
-
-def test_a_change_in_place_whose_answer_is_thrown_away_is_refused():
-    class Careless(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.act = nn.Linear(4, 3), nn.Hardtanh(0.9, 1.0, inplace=True)
-
-        def forward(self, x):
-            h = self.linear(x) ** 2
-            self.act(h)
-            return h * 2
-
-    with pytest.raises(AttributionError, match="in place"):
-        attribute(made(Careless(), torch.randn(2, 4)), "fullgrad")
-
-
-def test_residual_blocks_in_place_are_right():
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two, self.act = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=True)
-
-        def forward(self, x):
-            h = self.act(self.one(x))
-            h = self.two(h)
-            h += x
-            return self.act(h)
-
-    torch.manual_seed(3)
-    one = made(nn.Sequential(nn.Linear(4, 4), Block(), Block(), nn.Linear(4, 3)), torch.randn(2, 4))
-    contributions = full_gradient(one).contributions()
-    _, terms = explicit_terms_of_vectors(one)
-    assert contributions == {name: pytest.approx(value, abs=1e-12) for name, value in terms.items()}
-
-
-def explicit_terms_of_vectors(one):
-    module = one.module.double()
-    score, terms = explicit_terms(module, one.features, one.target.index)
-    return score, {name: float(each.sum()) for name, each in terms.items()}
-
-
-def test_cancellation_in_float32_is_repeated_in_float64():
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 2))
-    x = torch.rand(1, 300)
-    with torch.no_grad():
-        module[2].bias.add_(torch.full((2,), 1e4) - module(x)[0] - 1e4 + torch.tensor([1e-4, 0.0]))
-    one = made(module, x, "float32")
-    single = split(one.scores, one.module, one.features)
-    assert single.residual / abs(single.score) > TOLERANCE
-    found = attribute(one, "fullgrad")
-    assert found.about["dtype"] == "float64" and found.completeness_error < TOLERANCE
-
-
-@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
-def test_recurrent_networks_are_complete(recurrent):
-    class Last(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.head = recurrent(4, 5, batch_first=True), nn.Linear(5, 3)
-
-        def forward(self, x):
-            return self.head(self.rnn(x.view(len(x), 3, 4))[0][:, -1])
-
-    assert full_gradient(made(Last(), torch.randn(2, 12))).residual < 1e-12
-
-
-def test_nothing_is_left_behind():
-    for name in ("resnet20", "vit", "bert"):
-        one = case(name)
-        before = traces(one)
-        attribute(one, "fullgrad")
-        after = traces(one)
-        assert before[:-1] == after[:-1] and torch.equal(before[-1], after[-1])
-        assert torch.backends.mha.get_fastpath_enabled()
-
-
-def traces(one):
-    """Hooks, modes, requires_grad and outputs: what a method must leave as it was."""
-    modules = list(one.module.modules())
-    hooks = sum(len(each._forward_hooks) + len(each._forward_pre_hooks) + len(each._backward_hooks) for each in modules)
-    modes = [each.training for each in modules]
-    needs = [each.requires_grad for each in [*one.module.parameters(), *one.objective.theta]]
-    gradients = [each.grad is None for each in [*one.module.parameters(), *one.objective.theta]]
-    return hooks, modes, needs, gradients, one.scores(one.features).detach()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_fullgrad import MNIST_CNN, resnet20
+from real_nets import MNIST_CNN, resnet20
 
 from probes.attribution import Settings, attribute, case_of
 from probes.attribution.judging import Scoreboard, curves, null_curves, sanity, scoreboard

@@ -2,100 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from attribution_cases import NETS, case, objective_of, of_module, settled
-from captum.attr import LRP
-from captum.attr._utils.lrp_rules import EpsilonRule, GammaRule
 from curvature_oracles import batches
+from lrp_cases import PLAIN, by_matrices, of_images
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from probes.architecture.modules import CifarResNet
-from probes.attribution import AttributionError, Case, attribute, case_of
+from probes.attribution import AttributionError, attribute, case_of
 from probes.attribution.lrp import METHODS, relevance
-from probes.attribution.lrp_layers import Rules
 from probes.objective import Objective
 
-PLAIN = Rules(epsilon=0.0)
 RUNS = ("cnn", "resnet20", "hub resnet", "tabular", "linear")
-
-
-class Flat(nn.Module):
-    """The chain `cnn` of the cases with the flattening in its forward: Captum has no rule for nn.Flatten."""
-
-    def __init__(self, chain: nn.Sequential) -> None:
-        super().__init__()
-        self.steps = nn.Sequential(*(each for each in chain if not isinstance(each, nn.Flatten)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for each in self.steps:
-            x = each(x.flatten(1) if isinstance(each, nn.Linear) else x)
-        return x
-
-
-def of_images(module: nn.Module, inputs: Tensor) -> Case:
-    data = batches(inputs, torch.zeros(len(inputs), dtype=torch.int64))
-    return case_of(Objective.of(module, data, "cross_entropy", dtype="float64", device="cpu"), 0)
-
-
-def copied(found: Case) -> nn.Module:
-    """A copy of the case's model in its own dtype, with activations out of place."""
-    module = copy.deepcopy(found.module).to(found.features.dtype)
-    with torch.no_grad():
-        for own, theta in zip(module.parameters(), found.objective.theta, strict=True):
-            own.copy_(theta)
-    for each in module.modules():
-        if hasattr(each, "inplace"):
-            each.inplace = False
-    return module
-
-
-def dense(layer: nn.Module, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A layer at one input as inputs, matrix and bias, all flat."""
-    weight = torch.autograd.functional.jacobian(lambda x: layer(x[None])[0].flatten(), x).flatten(1)
-    bias = layer(torch.zeros_like(x)[None])[0].flatten()
-    return x.flatten().detach().numpy(), weight.numpy(), bias.detach().numpy()
-
-
-def one_layer(R: np.ndarray, x: np.ndarray, W: np.ndarray, b: np.ndarray, epsilon: float, gamma: float) -> np.ndarray:
-    """Relevance below one layer, contribution by contribution, as the papers write the rules."""
-    parts, below = W * x[None], np.zeros_like(x)
-    for part, bias, r in zip(parts, b, R, strict=True):
-        z = part.sum() + bias
-        if r == 0:
-            continue
-        if gamma:
-            more = (part > 0) if z > 0 else (part < 0)
-            weighed = part * (1 + gamma * more)
-            bias = bias * (1 + gamma * ((bias > 0) if z > 0 else (bias < 0)))
-            below += weighed / (weighed.sum() + bias) * r
-        else:
-            below += part / (z + epsilon * (1 if z >= 0 else -1)) * r
-    return below
-
-
-def by_matrices(found: Case, share: float, gamma: float = 0.0) -> np.ndarray:
-    """LRP of a chain by explicit matrices: relevance, not gradients, from the last layer down."""
-    chain, x, steps = copied(found), found.features[0], []
-    for each in chain:
-        steps.append((each, x))
-        x = each(x[None])[0].detach()
-    R = np.where(np.arange(len(x)) == found.target.index, x.numpy(), 0.0)
-    last = True
-    for each, given in reversed(steps):
-        if isinstance(each, nn.Linear | nn.Conv2d | nn.AvgPool2d):
-            x, W, b = dense(each, given)
-            epsilon = 0.0 if last or isinstance(each, nn.AvgPool2d) else share * np.sqrt(np.mean((W @ x + b) ** 2))
-            R = one_layer(R, x, W, b, epsilon, gamma if isinstance(each, nn.Conv2d) else 0.0)
-            last = False
-    return R.reshape(found.features.shape[1:])
 
 
 def test_a_linear_model_is_divided_by_share_and_the_bias_keeps_its_own() -> None:
@@ -152,113 +74,6 @@ def test_convolutions_equal_the_matrices_whatever_the_signs_of_their_inputs(name
     words = [each["rule"] for each in made.about["rules"]]
     assert words[:3] == ["γ = 0.25"] * 3 if gamma else words[0].startswith("ε = ")
     assert words[-1] == "by share (ε = 0)"
-
-
-@pytest.mark.parametrize("epsilon", [1e-9, 0.03])
-@pytest.mark.parametrize("name", ["cnn", "tabular"])
-def test_equal_to_captum_where_captum_has_rules(name: str, epsilon: float) -> None:
-    for row in range(2):
-        found = case(name, row)
-        module = copied(found)
-        net = Flat(module) if name == "cnn" else module
-        layers = [each for each in net.modules() if isinstance(each, nn.Linear | nn.Conv2d)]
-        for each in layers:
-            each.rule = EpsilonRule(1e-15 if each is layers[-1] else epsilon)
-        values, _ = relevance(found, Rules(epsilon=0.0, absolute=epsilon))
-        np.testing.assert_allclose(values[0], theirs(net, found), rtol=1e-6, atol=1e-9)
-
-
-def test_equal_to_captums_gamma_rule_on_inputs_and_biases_where_the_two_agree() -> None:
-    found = case("cnn")  # pixels in [0, 1]; captum leaves biases as they are, so there are none
-    with torch.no_grad():
-        for each in found.objective.theta:
-            if each.ndim == 1:
-                each.zero_()
-    net = Flat(copied(found))
-    for each in net.modules():
-        if isinstance(each, nn.Conv2d):
-            each.rule = GammaRule(0.25)
-    values, book = relevance(found, Rules(epsilon=0.0, gamma=0.25))
-    np.testing.assert_allclose(values[0], theirs(net, found), rtol=1e-5, atol=1e-9)
-    assert float(values.sum()) == pytest.approx(found.score)  # nothing keeps anything
-    assert (book.by_biases, book.by_epsilon) == pytest.approx((0, 0), abs=1e-12)
-
-
-def theirs(net: nn.Module, found: Case) -> np.ndarray:
-    """What Captum itself says."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return LRP(net).attribute(found.features.clone(), target=found.target.index)[0].detach().numpy()
-
-
-@pytest.mark.parametrize("name", ["cnn", "resnet20", "hub resnet", "tabular"])
-def test_without_damping_it_is_input_times_gradient_on_rectified_models(name: str) -> None:
-    found = case(name, 1)
-    values, book = relevance(found, PLAIN)
-    np.testing.assert_allclose(values[0], attribute(found, "input_x_gradient").values, rtol=1e-8, atol=1e-13)
-    assert book.by_epsilon == 0
-
-
-def bare(module: nn.Module) -> nn.Module:
-    """The same model with nothing that adds a constant."""
-    with torch.no_grad():
-        for each in module.modules():
-            if isinstance(each, nn.BatchNorm2d):
-                each.running_mean.zero_()
-            if getattr(each, "bias", None) is not None:
-                each.bias.zero_()
-    return module
-
-
-@pytest.mark.parametrize("option", ["A", "B"])
-def test_residual_sums_conserve_relevance_exactly_where_there_are_no_biases(option: str) -> None:
-    torch.manual_seed(0)
-    net = bare(settled(CifarResNet(8, option, classes=3, width=4), 0))
-    found = of_images(net, torch.randn(2, 3, 12, 12))
-    for rules in (PLAIN, Rules(epsilon=0.0, gamma=0.25)):
-        values, book = relevance(found, rules)
-        assert float(values.sum()) == pytest.approx(found.score, rel=1e-10)
-        assert (book.by_biases, book.by_epsilon) == pytest.approx((0, 0), abs=1e-12)
-
-
-@pytest.mark.parametrize("name", ["lrp_epsilon", "lrp_composite"])
-def test_batch_norm_is_merged_with_the_layer_before_it(name: str) -> None:
-    torch.manual_seed(0)
-    net = settled(CifarResNet(8, "A", classes=3, width=4), 0).eval()
-    fused = copy.deepcopy(net)
-    for each in fused.modules():
-        for at in ("1", "2"):
-            if hasattr(each, f"conv{at}"):
-                norm = getattr(each, f"bn{at}")
-                setattr(each, f"conv{at}", fuse_conv_bn_eval(getattr(each, f"conv{at}").double(), norm.double()))
-                setattr(each, f"bn{at}", nn.Identity())
-    inputs = torch.randn(2, 3, 12, 12)
-    one, other = of_images(net, inputs), of_images(fused, inputs)
-    np.testing.assert_allclose(attribute(one, name).values, attribute(other, name).values, rtol=1e-6, atol=1e-9)
-    assert [each["layer"] for each in attribute(one, name).about["rules"]] == ["conv2d + batch_norm"] * 7 + ["linear"]
-
-
-def test_norms_behind_linear_layers_and_alone_are_affine_layers() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-    for each in (net[0], net[2]):
-        each.running_mean.normal_()
-        each.running_var.uniform_(0.5, 2)
-    found = of_module(net, torch.randn(4))
-    made = attribute(found, "lrp_epsilon")
-    assert [each["layer"] for each in made.about["rules"]] == ["batch_norm", "linear + batch_norm", "linear"]
-    scale = (net[2].weight / (net[2].running_var + net[2].eps).sqrt()).detach()
-    merged = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
-    with torch.no_grad():
-        first = net[0].weight / (net[0].running_var + net[0].eps).sqrt()
-        merged[0].weight.copy_(torch.diag(first))
-        merged[0].bias.copy_(net[0].bias - first * net[0].running_mean)
-        merged[1].weight.copy_(scale[:, None] * net[1].weight)
-        merged[1].bias.copy_(scale * (net[1].bias - net[2].running_mean) + net[2].bias)
-        merged[3].load_state_dict(net[4].state_dict())
-    chain = case_of(Objective(merged, found.objective.batches, "cross_entropy", dtype="float64", device="cpu"), 0,
-                    found.target)  # fmt: skip
-    np.testing.assert_allclose(made.values, by_matrices(chain, 0.25), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -396,13 +211,6 @@ def test_nothing_of_the_model_is_changed(name: str) -> None:
     assert needs == [each.requires_grad for each in module.parameters()]
     assert all(torch.equal(each, state[key]) for key, each in module.state_dict().items())
     assert torch.equal(found.logits(found.features), before)
-
-
-def test_captum_itself_does_not_conserve_relevance_at_residual_sums_and_ours_does() -> None:
-    torch.manual_seed(0)
-    found = of_images(bare(CifarResNet(8, "A", classes=3, width=4)), torch.randn(2, 3, 12, 12))
-    assert abs(theirs(copied(found), found).sum() - found.score) > 0.5 * abs(found.score)
-    assert float(relevance(found, Rules(epsilon=0.0, absolute=1e-9))[0].sum()) == pytest.approx(found.score, rel=1e-4)
 
 
 def test_one_map_is_the_same_alone_and_among_others() -> None:
