@@ -50,20 +50,21 @@ class Figures:
         return Figures(self.dots[:, places], self.squares[:, places], self.losses)
 
 
-def single(objective: Objective, row: int, chosen: Sequence[int]) -> Figures:
-    """Differentiate the loss of one example, alone in its batch, by these of the parameters.
+def alone(
+    objective: Objective, place: int, theta: list[Tensor], row: int, times: int = 1
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the loss of the example at a place, `times` over, and its gradient by some of the objective's theta.
 
-    Raises ObjectiveError where that cannot be done.
+    row: what the example is called in an error. Raises ObjectiveError where there is no gradient.
     """
-    theta = [objective.theta[index] for index in chosen]
     try:
         with strict(objective.module):
-            loss = objective.part_loss(objective.theta, slice(row, row + 1)) * objective.units
+            loss = objective.part_loss(objective.theta, slice(place, place + 1)) * times
             if not loss.requires_grad:
                 raise ObjectiveError(
                     "The loss does not depend on any parameter: the model cuts the gradient (detach?)."
                 )
-            found = torch.autograd.grad(loss, theta, allow_unused=True, materialize_grads=True)
+            return loss.detach(), list(torch.autograd.grad(loss, theta, allow_unused=True, materialize_grads=True))
     except REFUSALS as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
@@ -72,7 +73,16 @@ def single(objective: Objective, row: int, chosen: Sequence[int]) -> Figures:
             f"There is no gradient of the loss of example {row} by itself ({words}); the model must run on a single "
             "example, and every operation in it needs a derivative."
         ) from error
-    return _figures([each[None] for each in found], theta, loss.detach()[None])
+
+
+def single(objective: Objective, row: int, chosen: Sequence[int]) -> Figures:
+    """Differentiate the loss of one example, alone in its batch, by these of the parameters.
+
+    Raises ObjectiveError where that cannot be done.
+    """
+    theta = [objective.theta[index] for index in chosen]
+    loss, found = alone(objective, row, theta, row, objective.units)
+    return _figures([each[None] for each in found], theta, loss[None])
 
 
 def one_by_one(

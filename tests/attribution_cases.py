@@ -10,7 +10,7 @@ from family_nets import _hub, bert, gpt2, llama, perturbed, small_gpt, small_lla
 from torch import Tensor, nn
 
 from probes.architecture.modules import CifarResNet
-from probes.attribution import Case, Target, case_of
+from probes.attribution import Case, Target, attribute, case_of
 from probes.objective import Objective
 
 VOCABULARY, LENGTH = 23, 7
@@ -122,3 +122,20 @@ def traces(one):
     needs = [each.requires_grad for each in [*one.module.parameters(), *one.objective.theta]]
     gradients = [each.grad is None for each in [*one.module.parameters(), *one.objective.theta]]
     return hooks, modes, needs, gradients, one.scores(one.features).detach()
+
+
+def left_as_it_was(found, tried):
+    """Assert that methods leave modes, hooks, parameters and outputs of the model as they were."""
+    module = found.module
+    before = found.logits(found.features)
+    state = {key: each.clone() for key, each in module.state_dict().items()}
+    held = lambda: [(each.training, len(each._forward_hooks), len(each._backward_hooks), len(each._forward_pre_hooks))
+                    for each in module.modules()]  # fmt: skip
+    hooks, needs = held(), [each.requires_grad for each in module.parameters()]
+    for method in tried:
+        if not method.refuse(found):
+            attribute(found, method.name)
+    assert hooks == held()
+    assert needs == [each.requires_grad for each in module.parameters()]
+    assert all(torch.equal(each, state[key]) for key, each in module.state_dict().items())
+    assert torch.equal(found.logits(found.features), before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from attribution_cases import NETS, case, objective_of, of_module, settled
+from attribution_cases import NETS, case, left_as_it_was, objective_of, of_module, settled
 from backprop_cases import ZERO, Functional, pictured
 from curvature_oracles import batches
 from torch import Tensor, nn
@@ -193,20 +193,7 @@ def test_real_networks_add_up(real) -> None:
 @pytest.mark.parametrize("name", ["resnet20", "hub resnet", "cnn", "tabular", "bert"])
 def test_nothing_of_the_model_is_changed(name: str) -> None:
     found = case(name)
-    module = found.module
-    before = found.logits(found.features)
-    state = {key: each.clone() for key, each in module.state_dict().items()}
-    held = [(each.training, len(each._forward_hooks), len(each._backward_hooks), len(each._forward_pre_hooks))
-            for each in module.modules()]  # fmt: skip
-    needs = [each.requires_grad for each in module.parameters()]
-    for method in METHODS:
-        if not method.refuse(found):
-            attribute(found, method.name)
-    assert held == [(each.training, len(each._forward_hooks), len(each._backward_hooks), len(each._forward_pre_hooks))
-                    for each in module.modules()]  # fmt: skip
-    assert needs == [each.requires_grad for each in module.parameters()]
-    assert all(torch.equal(each, state[key]) for key, each in module.state_dict().items())
-    assert torch.equal(found.logits(found.features), before)
+    left_as_it_was(found, METHODS)
     assert not found.features.requires_grad
 
 

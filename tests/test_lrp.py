@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from attribution_cases import NETS, case, objective_of, of_module, settled
+from attribution_cases import NETS, case, left_as_it_was, objective_of, of_module, settled
 from curvature_oracles import batches
 from lrp_cases import PLAIN, by_matrices, of_images
 from torch import Tensor, nn
@@ -197,20 +197,7 @@ def test_what_is_hidden_or_not_conserved_is_refused() -> None:
 @pytest.mark.parametrize("name", ["resnet20", "hub resnet", "cnn", "tabular"])
 def test_nothing_of_the_model_is_changed(name: str) -> None:
     found = case(name)
-    module = found.module
-    before = found.logits(found.features)
-    state = {key: each.clone() for key, each in module.state_dict().items()}
-    held = [(each.training, len(each._forward_hooks), len(each._backward_hooks), len(each._forward_pre_hooks))
-            for each in module.modules()]  # fmt: skip
-    needs = [each.requires_grad for each in module.parameters()]
-    for method in METHODS:
-        if not method.refuse(found):
-            attribute(found, method.name)
-    assert held == [(each.training, len(each._forward_hooks), len(each._backward_hooks), len(each._forward_pre_hooks))
-                    for each in module.modules()]  # fmt: skip
-    assert needs == [each.requires_grad for each in module.parameters()]
-    assert all(torch.equal(each, state[key]) for key, each in module.state_dict().items())
-    assert torch.equal(found.logits(found.features), before)
+    left_as_it_was(found, METHODS)
 
 
 def test_one_map_is_the_same_alone_and_among_others() -> None:

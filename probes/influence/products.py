@@ -26,7 +26,7 @@ from probes.head import find_head
 from probes.losses import counted
 from probes.memory import is_out_of_memory
 from probes.objective import Objective
-from probes.one_by_one import NEAR, REFUSALS
+from probes.one_by_one import NEAR, REFUSALS, alone
 from probes.per_sample import SAME
 from probes.strict import strict
 
@@ -79,7 +79,7 @@ def gradient_of(objective: Objective, row: int, chosen: Places) -> list[Tensor]:
     theta = [objective.theta[place] for place in chosen]
     if not one.units:
         return [torch.zeros_like(each) for each in theta]
-    found = one.in_memory(lambda: _alone(one, row, theta))
+    found = one.in_memory(lambda: alone(one, 0, theta, row))[1]
     if not all(bool(torch.isfinite(each).all()) for each in found):
         raise ObjectiveError(
             f"The gradient of example {row} is not finite. Check the checkpoint (diverged?) and the data."
@@ -206,25 +206,6 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="`torch.jit.script` is (deprecated|not supported)")
         warnings.filterwarnings("ignore", message="There is a performance drop")
         yield
-
-
-def _alone(one: Objective, row: int, theta: list[Tensor]) -> list[Tensor]:
-    try:
-        with strict(one.module):
-            loss = one.part_loss(one.theta, slice(0, 1))
-            if not loss.requires_grad:
-                raise ObjectiveError(
-                    "The loss does not depend on any parameter: the model cuts the gradient (detach?)."
-                )
-            return list(torch.autograd.grad(loss, theta, allow_unused=True, materialize_grads=True))
-    except REFUSALS as error:
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise
-        words = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ObjectiveError(
-            f"There is no gradient of the loss of example {row} by itself ({words}); the model must run on a single "
-            "example, and every operation in it needs a derivative."
-        ) from error
 
 
 def _last(objective: Objective) -> list[str]:
