@@ -13,7 +13,7 @@ import streamlit as st
 from probes.dataset.classes import differs_in_order
 from probes.specs import DataSpec
 from ui import bench as benches
-from ui.state import key_for
+from ui.state import heeding, key_for
 from ui.text import as_list, as_text, number
 
 SHEET = "data:image/png;base64,"
@@ -55,15 +55,16 @@ def _split(id: str, spec: DataSpec, found: Found) -> None:
     splits = [str(each) for each in found["about"].get("splits", ())]
     if len(splits) < 2:
         return
+    now = spec.split if spec.split in splits else None
     key = key_for("data-split", spec.split)
     place, _ = st.columns([1, 2])
     place.selectbox(
         "Split",
         splits,
-        index=splits.index(spec.split) if spec.split in splits else None,
+        index=None if now is None else splits.index(now),
         placeholder=f"{found['about'].get('split', '')} (none chosen)",
         key=key,
-        on_change=lambda: benches.put(id, data=replace(spec, split=st.session_state[key] or "")),
+        on_change=heeding(key, now, lambda each: benches.put(id, data=replace(spec, split=each or ""))),
         help="The data comes in several parts; one of them is used.",
     )
 

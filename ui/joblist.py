@@ -9,7 +9,7 @@ import streamlit as st
 
 from ui.progress import REFRESH_SECONDS, STATES, ended, line
 from ui.shell import ROOT
-from ui.state import jobs, key_for
+from ui.state import heeding, jobs, key_for
 from ui.text import as_text, duration, moment
 from workspace.jobs import Job
 
@@ -66,7 +66,7 @@ def _details(found: dict[str, Job]) -> None:
         key=key,
         index=list(found).index(now) if now else None,
         format_func=lambda id: f"{STATES[found[id].state][0]} · {found[id].title} · {id[:8]}",
-        on_change=lambda: _go(st.session_state[key]),
+        on_change=heeding(key, now, _go),
         placeholder="Choose one for its log, a retry or its result",
     )
     if not (job := found.get(str(given))):

@@ -18,7 +18,7 @@ from ui.progress import STATES, ended, watch
 from ui.questions import name_of
 from ui.ready import Laid, Ready, laid, ready
 from ui.shell import WORKBENCH
-from ui.state import jobs, key_for, partial_of, result_of
+from ui.state import heeding, jobs, key_for, partial_of, result_of
 from ui.text import as_list, as_text, duration, moment
 from workspace.jobs import Job, JobSpec
 from workspace.requests import analysis
@@ -106,7 +106,7 @@ def _history(analyzer: type[Analyzer], job: Job | None) -> None:
         key=key,
         index=list(found).index(now) if now else None,
         format_func=lambda id: title_of(found[id]),
-        on_change=lambda: go(analyzer, st.session_state[key]),
+        on_change=heeding(key, now, lambda each: go(analyzer, each)),
         placeholder="Earlier runs",
     )
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import streamlit as st
 
 from analyzers import catalogue
 from analyzers._base import Result
@@ -78,6 +81,21 @@ def key_for(name: str, value: object) -> str:
     the browser still shows would come back as if the user had chosen it.
     """
     return f"{name}-{fingerprint(value)[:10]}"
+
+
+def heeding(key: str, now: Any, act: Callable[[Any], object]) -> Callable[[], None]:
+    """Return the `on_change` of a widget that begins with `now`: it acts on other values only.
+
+    A browser may still tell of a widget that is no longer on the page; Streamlit takes that for a change, though
+    nobody chose anything, and the widget then says what it began with.
+    """
+
+    def changed() -> None:
+        value = st.session_state[key]
+        if value != now:
+            act(value)
+
+    return changed
 
 
 @dataclass(frozen=True)

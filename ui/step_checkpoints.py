@@ -15,7 +15,7 @@ from ui.bench import Bench
 from ui.files import choose, from_server, looks_like_data
 from ui.progress import ask_all
 from ui.questions import inspection, name_of
-from ui.state import answer, key_for, store
+from ui.state import answer, heeding, key_for, store
 from ui.text import as_list, as_text, number, size
 from ui.uploads import uploader
 from workspace.references import reference
@@ -111,7 +111,7 @@ def _weights(id: str, text: str, found: Found) -> None:
         sets,
         index=sets.index(now) if now in sets else 0,
         key=key,
-        on_change=lambda: _mean(id, text, weights=st.session_state[key]),
+        on_change=heeding(key, now, lambda each: _mean(id, text, weights=each)),
         help="The file holds several sets of weights, as training loops keep a moving average beside the weights.",
     )
 
@@ -132,7 +132,7 @@ def _base(id: str, text: str, found: Found) -> None:
         index=([*others].index(now) + 1) if now in others else 0,
         key=key,
         format_func=lambda each: name_of(each) if each else "None yet: put the base on the bench, or upload it",
-        on_change=lambda: _mean(id, text, base=st.session_state[key]),
+        on_change=heeding(key, now, lambda each: _mean(id, text, base=each)),
         help=as_text(f"The adapter names {said}." if said else "The adapter is merged with it: W + scale · B A."),
     )
 

@@ -17,7 +17,7 @@ from ui.progress import ask, ask_all
 from ui.questions import name_of
 from ui.ready import Ready, usual_loss
 from ui.shell import ROOT, RUN
-from ui.state import key_for
+from ui.state import heeding, key_for
 from ui.text import as_text, number, percent, with_error
 
 VERDICTS = {"agrees": st.success, "differs": st.error, "at chance": st.error}
@@ -35,7 +35,7 @@ def choose_loss(id: str, bench: Bench) -> LossName:
         index=losses.index(now),
         key=key,
         format_func=lambda each: LOSS_TITLES[each],
-        on_change=lambda: benches.put(id, loss=st.session_state[key]),
+        on_change=heeding(key, now, lambda each: benches.put(id, loss=each)),
         help="Mean over the examples; for language models over the predicted tokens, padding left out.",
     )
     return now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ from ui.bench import Bench
 from ui.progress import ask
 from ui.questions import comparison
 from ui.ready import Found, alike, is_mismatch, is_recognised, model_in_use
-from ui.state import key_for
+from ui.state import heeding, key_for
 from ui.text import as_list, as_text
 
 WAYS = {
@@ -142,14 +143,12 @@ def _choices(id: str, spec: ModelSpec, choices: Mapping[str, list[Any]]) -> None
             index=options.index(now),
             key=key,
             format_func=str,
-            on_change=_set,
-            args=(id, spec, name, key),
+            on_change=heeding(key, now, partial(_set, id, spec, name)),
         )
 
 
-def _set(id: str, spec: ModelSpec, name: str, key: str) -> None:
-    arguments = {**spec.arguments, name: st.session_state[key]}
-    benches.put(id, model=replace(spec, arguments=arguments))
+def _set(id: str, spec: ModelSpec, name: str, value: Any) -> None:
+    benches.put(id, model=replace(spec, arguments={**spec.arguments, name: value}))
 
 
 def _compared(bench: Bench, model: ModelSpec) -> None:
