@@ -65,7 +65,8 @@ def test_what_stands_above_the_figures_agrees_with_the_values(result: Misalignme
     preferred, found = result.values["lower_on_others_f_clip_score"], result.values["swaps"]
     assert cells["Own image preferred"].text == percent(preferred["mean"])
     assert cells["Swapped words found"].text == percent(found["hit_rate"])
-    assert f"chance {percent(found['chance'])}" in cells["Swapped words found"].note
+    assert f"By chance: {percent(found['chance'])}." in cells["Swapped words found"].help
+    assert cells["Swapped words found"].note == f"[{percent(found['low'])}, {percent(found['high'])}]"
 
 
 def test_the_null_is_the_same_caption_on_other_images(objective: Objective, result: MisalignmentResult) -> None:

@@ -88,7 +88,7 @@ def captions(values: Values) -> list[Cell]:
         swaps = values["swaps"]
         told = "How often the word that was swapped for another has the lowest score of its caption, with 95 % of it."
         rate = {"mean": swaps["hit_rate"], "low": swaps["low"], "high": swaps["high"]}
-        cells.append(_rate("Swapped words found", told, rate, f"chance {percent(swaps['chance'])}"))
+        cells.append(_rate("Swapped words found", f"{told} By chance: {percent(swaps['chance'])}.", rate))
     return cells
 
 
@@ -127,9 +127,8 @@ def _best(board: Any, name: str, label: str, which: str, choose: Any) -> list[Ce
     return [Cell(label, best["title"], told, f"{number(found['mean'], 3)}{between}")]
 
 
-def _rate(label: str, told: str, rate: Any, note: str = "") -> Cell:
-    between = _share(rate["low"], rate["high"])
-    return Cell(label, percent(rate["mean"]), told, ", ".join(each for each in (between, note) if each))
+def _rate(label: str, told: str, rate: Any) -> Cell:
+    return Cell(label, percent(rate["mean"]), told, _share(rate["low"], rate["high"]))
 
 
 def _share(low: Any, high: Any) -> str:
