@@ -155,3 +155,17 @@ def test_several_baselines_are_averaged() -> None:
     np.testing.assert_allclose(made.values, np.mean(loops, 0), atol=1e-12)
     assert made.baseline_score == pytest.approx(float(found.in_chunks(references).mean()))
     assert made.about["references"] == 11
+
+
+def test_scores_and_gradients_at_the_ends_are_found_on_the_way():
+    objective = objective_of("cnn")
+    found = case_of(objective, 1)
+    score, slope = found.gradients(found.features)
+    fresh = case_of(objective, 1)
+    made = attribute(fresh, "integrated_gradients", Settings(baseline="zero", steps=8, tolerance=1.0))
+    forbidden = lambda *_: pytest.fail("it is known")
+    for name in ("gradients", "in_chunks"):
+        object.__setattr__(fresh, name, forbidden)
+    assert fresh.score == pytest.approx(float(score), rel=1e-12)
+    torch.testing.assert_close(fresh.plain()[1], slope, rtol=1e-10, atol=1e-12)
+    assert made.baseline_score == pytest.approx(float(found.scores(torch.zeros_like(found.features))[0]), rel=1e-12)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attribution_cases import case
+from attribution_cases import case, objective_of
 
+from probes.attribution import case_of, layer_outputs
+from probes.attribution.cam import default_cam_layer
 from probes.attribution.layer_outputs import cuts, grids_of
 from probes.attribution.layer_places import Layout, patch_layout, picture_layout, spread
 
@@ -42,3 +44,13 @@ def test_spread_amounts_keep_their_sums(size):
     one = torch.zeros(3, 3, dtype=torch.float64)
     one[1, 1] = 1
     assert float(spread(one, size).min()) >= 0
+
+
+def test_layers_are_looked_at_once_for_a_model_so_that_a_gallery_has_one(monkeypatch):
+    calls, watched = [], layer_outputs._watched
+    monkeypatch.setattr(layer_outputs, "_watched", lambda one: calls.append(one.row) or watched(one))
+    objective = objective_of("cnn")
+    found = [default_cam_layer(case_of(objective, row)) for row in (2, 0, 1)]
+    assert len(set(found)) == 1 and calls == [0]
+    default_cam_layer(case_of(objective_of("cnn"), 1))
+    assert calls == [0, 0], "another model is looked at anew"
